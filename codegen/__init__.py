@@ -1,0 +1,1 @@
+"""The codegen package: see ARCHITECTURE.md."""
