@@ -1,0 +1,106 @@
+"""Machine code from LLVM text: in this process, as assembly, or as an object file."""
+
+from typing import Any
+
+from graphkb.codegen.target import Target
+
+_ready = False
+
+
+def _llvm() -> Any:
+    """The LLVM binding with every processor family registered."""
+    global _ready
+    from llvmlite import binding
+
+    if not _ready:
+        binding.initialize_all_targets()
+        binding.initialize_all_asmprinters()
+        _ready = True
+    return binding
+
+
+def _machine(target: Target, level: int, reloc: str, jit: bool) -> Any:
+    llvm = _llvm()
+    options: dict[str, Any] = {"abiname": target.abi} if target.abi else {}
+    # The small code model keeps constants one short instruction away; the memory manager of the JIT places
+    # code and data side by side, so it reaches.
+    return llvm.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu,
+        features=target.features,
+        opt=level,
+        reloc=reloc,
+        codemodel="default",
+        jit=jit,
+        **options,
+    )
+
+
+def _parse(text: str) -> Any:
+    return _llvm().parse_assembly(text)
+
+
+class Engine:
+    """The machine code of one module in this process; dropping the engine frees it.
+
+    Addresses are valid only while the engine lives.
+    """
+
+    def __init__(self, engine: Any, text: str, target: Target, level: int) -> None:
+        self._engine = engine
+        self._text = text
+        self._target = target
+        self._level = level
+
+    def address(self, symbol: str) -> int:
+        """The address of a function.
+
+        Raises:
+            KeyError: the module defines no such symbol.
+        """
+        address = int(self._engine.get_function_address(symbol))
+        if not address:
+            raise KeyError(f"engine: no symbol {symbol!r}")
+        return address
+
+    def assembly(self) -> str:
+        """The machine code as text, made again when asked for."""
+        return emit_assembly(self._text, self._target, level=self._level)
+
+
+def compile_module(text: str, target: Target, level: int = 2) -> Engine:
+    """Machine code for a module of LLVM text.
+
+    Args:
+        text: the module, from `Builder.module`.
+        target: a machine that this process can run.
+        level: LLVM's code generation effort, 0 to 3.
+
+    Raises:
+        RuntimeError: the text is not valid LLVM; the message is LLVM's.
+    """
+    llvm = _llvm()
+    module = _parse(text)
+    machine = _machine(target, level, "pic", True)
+    engine = llvm.create_mcjit_compiler(module, machine, use_lmm=True)
+    engine.finalize_object()
+    return Engine(engine, text, target, level)
+
+
+def load_object(data: bytes, target: Target) -> Engine:
+    """An engine for an object file that `emit_object` made, without generating code."""
+    llvm = _llvm()
+    machine = _machine(target, 0, "pic", True)
+    engine = llvm.create_mcjit_compiler(_parse(f'target triple = "{target.triple}"'), machine, use_lmm=True)
+    engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(data))
+    engine.finalize_object()
+    return Engine(engine, "", target, 0)
+
+
+def emit_object(text: str, target: Target, reloc: str = "pic", level: int = 2) -> bytes:
+    """A relocatable object file of a module, for any target."""
+    return bytes(_machine(target, level, reloc, False).emit_object(_parse(text)))
+
+
+def emit_assembly(text: str, target: Target, reloc: str = "pic", level: int = 2) -> str:
+    """The assembly text of a module, for any target."""
+    return str(_machine(target, level, reloc, False).emit_assembly(_parse(text)))

@@ -1,0 +1,1 @@
+"""Elementary functions as inline vector instructions, within stated error bounds."""
