@@ -1,0 +1,105 @@
+"""What leaves of a graph carry: constant values, placeholder identities and variable cells."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from graphkb.ir.types import NUMPY_DTYPE, TensorType
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_SMALL = 64  # bytes up to which constants are compared by value
+
+
+class Constant:
+    """An immutable array as an attribute: small ones compare by value, large ones by identity."""
+
+    __slots__ = ("_hash", "_key", "array")
+
+    def __init__(self, array: Array) -> None:
+        if array.flags.writeable:
+            array = array.copy()
+            array.flags.writeable = False
+        self.array = array
+        self._key: tuple[Any, ...] | None = None
+        if array.nbytes <= _SMALL:
+            self._key = (array.dtype.name, array.shape, array.tobytes())
+        self._hash = hash(self._key) if self._key else id(array)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Constant):
+            return False
+        return self._key == other._key if self._key else self.array is other.array
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        if self.array.ndim == 0:
+            return repr(self.array.item())
+        if self.array.size <= 8:
+            return repr(self.array.tolist())
+        return f"<{self.array.nbytes} bytes>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Constant, (self.array,)
+
+
+class PlaceholderKey:
+    """The identity of a placeholder: two placeholders of one type never merge."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return repr(self.name)
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: str, align: int = 64) -> Array:
+    """An uninitialized C-contiguous array whose data starts at a multiple of `align` bytes."""
+    kind = NUMPY_DTYPE[dtype]
+    nbytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    raw = np.empty(nbytes + align, np.uint8)
+    start = -raw.ctypes.data % align
+    return raw[start : start + nbytes].view(kind).reshape(shape)
+
+
+class VariableCell:
+    """The storage of one variable: a C-contiguous aligned array that stays where it is for the cell's life.
+
+    Native code holds its address, so a new value is copied in and the array is never replaced. Readers and writers
+    take the process-wide state lock (graphkb.runtime.native_call.state_lock).
+    """
+
+    __slots__ = ("__weakref__", "array", "name", "type")
+
+    def __init__(self, value: Array, name: str) -> None:
+        dtype = value.dtype.name
+        self.array = aligned_empty(value.shape, dtype)
+        self.array[...] = value
+        self.name = name
+        self.type = TensorType(dtype, tuple(value.shape))
+
+    def __repr__(self) -> str:
+        return repr(self.name)
+
+    def __reduce__(self) -> tuple[Callable[..., VariableCell], tuple[Any, ...]]:
+        return VariableCell, (self.array.copy(), self.name)
+
+
+_counters: dict[str, int] = {}
+_counter_lock = threading.Lock()
+
+
+def unique_name(prefix: str) -> str:
+    """`prefix`, `prefix_1`, `prefix_2` …: names for people; identity never rests on them."""
+    with _counter_lock:
+        count = _counters.get(prefix, 0)
+        _counters[prefix] = count + 1
+    return prefix if count == 0 else f"{prefix}_{count}"

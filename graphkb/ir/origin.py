@@ -1,0 +1,88 @@
+"""Provenance: which line of the user's program built a node, and inside which name scopes."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import CodeType
+from typing import NamedTuple
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# Frames of these folders are machinery, not the user's lines. The symlinked packages are listed by their real folders.
+INTERNAL_FOLDERS: list[str] = [
+    _PACKAGE + os.sep,
+    os.path.realpath(os.path.join(_PACKAGE, "passes")) + os.sep,
+    os.path.realpath(os.path.join(_PACKAGE, "codegen")) + os.sep,
+]
+_internal_code: dict[CodeType, bool] = {}
+
+
+class Origin(NamedTuple):
+    """A line of the user's program, and the name scope that was open when it ran."""
+
+    file: str
+    line: int
+    scope: str = ""
+
+    @property
+    def short(self) -> str:
+        """`train.py:35`, with the scope before it where there is one."""
+        place = f"{os.path.basename(self.file)}:{self.line}"
+        return f"{self.scope} {place}" if self.scope else place
+
+    @property
+    def text(self) -> str:
+        """The line itself, empty when the source is not at hand."""
+        return linecache.getline(self.file, self.line).strip()
+
+
+class _State(threading.local):
+    override: Origin | None = None
+    scope: str = ""
+
+
+_state = _State()
+
+
+def _is_internal(code: CodeType) -> bool:
+    known = _internal_code.get(code)
+    if known is None:
+        name = code.co_filename
+        known = any(name.startswith(folder) for folder in INTERNAL_FOLDERS)
+        _internal_code[code] = known
+    return known
+
+
+def current_origin() -> Origin | None:
+    """The innermost line outside of graphkb, or the override of a pass or of the gradient walk."""
+    if _state.override is not None:
+        return _state.override
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if not _is_internal(code):
+            return Origin(code.co_filename, frame.f_lineno, _state.scope)
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def set_override(origin: Origin | None) -> Origin | None:
+    """Make every new node carry this origin (None: look at the call stack); returns the previous override."""
+    previous = _state.override
+    _state.override = origin
+    return previous
+
+
+@contextmanager
+def name_scope(name: str) -> Iterator[str]:
+    """Open a name scope: nodes built inside carry it; scopes nest as `outer/inner`."""
+    previous = _state.scope
+    _state.scope = f"{previous}/{name}" if previous else name
+    try:
+        yield _state.scope
+    finally:
+        _state.scope = previous

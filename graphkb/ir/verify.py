@@ -1,0 +1,34 @@
+"""The verifier: what must be true of every graph after every pass."""
+
+from __future__ import annotations
+
+from graphkb.ir.errors import GraphError
+from graphkb.ir.graph import Graph
+from graphkb.ir.text import format_node, number
+
+
+def verify(graph: Graph) -> None:
+    """Check structure and types; GraphError with the node printed and the message under it.
+
+    Placeholders that the roots need must be among the inputs; each node's type must be what its op infers;
+    updates must fit their variables.
+    """
+    inputs = set(graph.inputs)
+    if len(inputs) != len(graph.inputs):
+        raise GraphError("a placeholder stands twice among the inputs of one graph")
+    names = None
+    for node in graph.nodes:
+        problem = None
+        if node.op.name == "placeholder":
+            if node not in inputs:
+                problem = "this placeholder is needed but is not among the inputs"
+        elif node.op.kind != "leaf":
+            inferred = node.op.infer(*[i.type for i in node.inputs], **node.attrs)
+            if inferred != node.type:
+                problem = f"the type should be {inferred!r}"
+        if problem is not None:
+            names = names or number(graph)
+            raise GraphError(f"{format_node(node, names)}\n  ^ {problem}")
+    for cell, value in graph.updates:
+        if value.type.dtype != cell.type.dtype or value.type.ndim != cell.type.ndim:
+            raise GraphError(f"the update of {cell!r} has type {value.type!r}, the variable {cell.type!r}")
