@@ -22,7 +22,7 @@ def calibrate() -> Layout:
     """
     header = object.__basicsize__
     ob_type = header - WORD
-    sample = (1, "a", 1.5, [], (), None, object(), np.zeros(2), np.dtype("float32"))
+    sample: tuple[Any, ...] = (1, "a", 1.5, [], (), None, object(), np.zeros(2), np.dtype("float32"))
     if any(_words(item, header)[-1] != id(type(item)) for item in sample):
         raise LayoutError("the type pointer is not the last word of an object's header")
     ob_size, list_items = _list_fields()
@@ -55,9 +55,8 @@ def _locate(field: str, images: Sequence[bytes], values: Iterable[int], code: st
 
 def _list_fields() -> tuple[int, int]:
     """Offsets of a list's length and item pointer; a list that grew tells its length from its capacity."""
-    grown: list[Any] = []
-    for item in range(9):
-        grown.append((item,))
+    grown = [(1,)]
+    grown.append((2,))
     lists: list[list[Any]] = [[], [(1,)], [(1,), (2,), (3,)], grown, [None] * 37]
     size = list.__basicsize__
     ob_size = _locate("list size", [_bytes(one, size) for one in lists], map(len, lists), "=q")
@@ -76,7 +75,9 @@ def _tuple_fields(ob_size: int) -> int:
     tuples: list[tuple[Any, ...]] = [([],), ([], []), ([], {}, [], set())]
     images = [_bytes(one, tuple.__basicsize__ + WORD * len(one)) for one in tuples]
     items = _locate("tuple items", images, (id(one[0]) for one in tuples), "=Q")
-    if any(list(_words(one, items + WORD * len(one))[items // WORD :]) != list(map(id, one)) for one in tuples):
+    if any(
+        list(_words(one, items + WORD * len(one))[items // WORD :]) != list(map(id, one)) for one in tuples
+    ):
         raise LayoutError("a tuple's items do not follow each other")
     if any(_words(one, items)[ob_size // WORD] != len(one) for one in tuples):
         raise LayoutError("a tuple keeps its length elsewhere than a list")
@@ -131,8 +132,8 @@ def _array_fields() -> dict[str, int]:
 
 def _descr_fields() -> dict[str, int]:
     descrs = [np.dtype(name) for name in ("=f4", "=f8", ">i4", ">u2", "i1", "?", "=i8", ">c16", "=f2")]
-    size = int(type(descrs[0]).__basicsize__ if hasattr(type(descrs[0]), "__basicsize__") else 0)
-    images = [_bytes(one, max(size, np.dtype.__basicsize__)) for one in descrs]
+    size = int(np.dtype.__basicsize__)
+    images = [_bytes(one, size) for one in descrs]
     return {
         "descr_order": _locate("dtype order", images, (ord(one.byteorder) for one in descrs), "=b"),
         "descr_type_num": _locate("dtype number", images, (one.num for one in descrs), "=i"),

@@ -7,7 +7,6 @@ Until native code exists the word is a Python integer, afterwards it lies where 
 import os
 import threading
 import time
-from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
@@ -166,7 +165,6 @@ class StateLock:
         """Try again and again; each round of a writer renews the mark that the lucky one has wiped."""
         deadline = None if patience is None else time.monotonic() + patience
         writer = kind == Lock.EXCLUSIVE
-        attempt: Callable[[], bool] = lambda: self._attempt(Lock.INSIST if writer else kind)  # noqa: E731
         taken = False
         pause = 0.0
         spins = 0
@@ -174,7 +172,7 @@ class StateLock:
             while True:
                 if writer:
                     self._mark(True)
-                taken = attempt()
+                taken = self._attempt(Lock.INSIST if writer else kind)
                 if taken or (deadline is not None and time.monotonic() > deadline):
                     return taken
                 time.sleep(pause)

@@ -1,0 +1,503 @@
+"""The native call entry: LLVM IR of the C function that Python calls, and of the lock beside it.
+
+One entry serves every compiled function of a process. It is driven by data alone, so its object code holds no
+address and can be kept on disk:
+
+    self    tuple (memory, slow, owner); memory is an array of words: [table, first context]
+    table   words named by `Table`: C-API functions, type objects, the state lock, the fork generation
+    context words named by `Context`, newest first; its input and output records are named by `Record`
+
+`f([x, y])` walks the contexts until one agrees with the count, and with every array's dtype, flags and dims; then it
+makes the outputs, takes the lock and calls `run(args, workspace)`. In every other case `slow` gets the very same
+arguments. Whoever holds the interpreter's lock owns the busy words, therefore they need no atomics; the state
+lock is given back before that lock is taken again, therefore it does.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import IntEnum
+
+ENTRY_SYMBOL = "graphkb_call"
+TRY_SYMBOL = "graphkb_lock_try"
+RELEASE_SYMBOL = "graphkb_lock_release"
+MARK_SYMBOL = "graphkb_lock_mark"
+NOTHING_SYMBOL = "graphkb_run_nothing"
+
+WORD = 8
+
+
+class Lock(IntEnum):
+    """What a call needs of the state lock. `INSIST` is an exclusive try that overrules waiting writers."""
+
+    NONE = 0
+    SHARED = 1
+    EXCLUSIVE = 2
+    INSIST = 3
+
+
+# The lock's word: bit 0 an exclusive holder, bit 1 a waiting writer, the bits above count the shared holders.
+HELD = 1
+WAITING = 2
+READER = 4
+
+
+class Table(IntEnum):
+    """Word index in the process-wide table. The lock has a cache line of its own: all others are only read."""
+
+    LIST_TYPE = 0
+    TUPLE_TYPE = 1
+    ARRAY_TYPE = 2
+    INCREF = 3
+    DECREF = 4
+    LIST_NEW = 5
+    LIST_SET = 6
+    ARRAY_NEW = 7
+    VECTORCALL = 8
+    SAVE_THREAD = 9
+    RESTORE_THREAD = 10
+    GENERATION = 11
+    LOCK = 16
+
+
+TABLE_WORDS = 24
+
+
+class Context(IntEnum):
+    """Word index in a specialization context. `BUSY` holds the generation of the process that runs it, or 0."""
+
+    NEXT = 0
+    BUSY = 1
+    N_INPUTS = 2
+    N_OUTPUTS = 3
+    INPUTS = 4
+    OUTPUTS = 5
+    ARGS = 6
+    OUTPUT_ARGS = 7
+    RUN = 8
+    WORKSPACE = 9
+    LOCK = 10
+    RELEASE_GIL = 11
+
+
+CONTEXT_WORDS = 12
+
+
+class Record(IntEnum):
+    """Word index in the description of one input or output; the two type numbers may be equal."""
+
+    DESCR = 0
+    TYPE_NUM = 1
+    TYPE_NUM_ALIAS = 2
+    NDIM = 3
+    DIMS = 4
+
+
+RECORD_WORDS = 5
+
+C_CONTIGUOUS_AND_ALIGNED = 0x101
+NATIVE_ORDER, NO_ORDER = ord("="), ord("|")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Byte offsets of the fields that the entry reads in Python's and NumPy's objects."""
+
+    ob_type: int
+    ob_size: int
+    list_items: int
+    tuple_items: int
+    array_data: int
+    array_ndim: int
+    array_dims: int
+    array_descr: int
+    array_flags: int
+    descr_order: int
+    descr_type_num: int
+
+
+def emit_entry(layout: Layout) -> str:
+    """The LLVM IR module of the entry and of the lock's helpers for objects of this `layout`."""
+    offsets = {f"object.{name}": value for name, value in vars(layout).items()}
+    offsets["object.tuple_second"] = layout.tuple_items + WORD
+    for words in (Table, Context, Record):
+        offsets |= {f"{words.__name__}.{word.name}": word * WORD for word in words}
+
+    def number(match: re.Match[str]) -> str:
+        return str(offsets[match[1]])
+
+    text = re.sub(r"<([A-Za-z]+\.\w+)>", number, _TEMPLATE)
+    return _FIELD.sub(_expand_field, text)
+
+
+# `%x = field T %base + n` stands for the address computation and the load.
+_FIELD = re.compile(r"^  (%[\w.]+) = field (\w+) (%[\w.]+) \+ (\d+)$", re.MULTILINE)
+
+
+def _expand_field(match: re.Match[str]) -> str:
+    result, type_, base, offset = match.groups()
+    address = f"  {result}.at = getelementptr inbounds i8, ptr {base}, i64 {offset}"
+    return f"{address}\n  {result} = load {type_}, ptr {result}.at"
+
+
+_TEMPLATE = f"""
+define ptr @{ENTRY_SYMBOL}(ptr %self, ptr %args, i64 %nargs, ptr %kwnames) uwtable {{
+start:
+  %memory = field ptr %self + <object.tuple_items>
+  %slow = field ptr %self + <object.tuple_second>
+  %state = field ptr %memory + <object.array_data>
+  %table = field ptr %state + 0
+  %head = field ptr %state + {WORD}
+  %single = icmp eq i64 %nargs, 1
+  %positional = icmp eq ptr %kwnames, null
+  %plain = and i1 %single, %positional
+  br i1 %plain, label %sequence, label %slow_path
+
+sequence:
+  %sequence.object = load ptr, ptr %args
+  %sequence.type = field ptr %sequence.object + <object.ob_type>
+  %list.type = field ptr %table + <Table.LIST_TYPE>
+  %is.list = icmp eq ptr %sequence.type, %list.type
+  br i1 %is.list, label %list, label %not_list
+
+list:
+  %list.items = field ptr %sequence.object + <object.list_items>
+  br label %search
+
+not_list:
+  %tuple.type = field ptr %table + <Table.TUPLE_TYPE>
+  %is.tuple = icmp eq ptr %sequence.type, %tuple.type
+  %tuple.items = getelementptr inbounds i8, ptr %sequence.object, i64 <object.tuple_items>
+  br i1 %is.tuple, label %search, label %slow_path
+
+search:
+  %items = phi ptr [ %list.items, %list ], [ %tuple.items, %not_list ]
+  %count = field i64 %sequence.object + <object.ob_size>
+  %array.type = field ptr %table + <Table.ARRAY_TYPE>
+  br label %candidate
+
+candidate:
+  %context = phi ptr [ %head, %search ], [ %next, %reject ]
+  %exhausted = icmp eq ptr %context, null
+  br i1 %exhausted, label %slow_path, label %compare_count
+
+reject:
+  %next = field ptr %context + <Context.NEXT>
+  br label %candidate
+
+compare_count:
+  %n_inputs = field i64 %context + <Context.N_INPUTS>
+  %same.count = icmp eq i64 %n_inputs, %count
+  %inputs = field ptr %context + <Context.INPUTS>
+  br i1 %same.count, label %input, label %reject
+
+input:
+  %i = phi i64 [ 0, %compare_count ], [ %i.next, %next_input ]
+  %inputs.agree = icmp eq i64 %i, %n_inputs
+  br i1 %inputs.agree, label %acquire, label %compare_present
+
+compare_present:
+  %item.at = getelementptr inbounds ptr, ptr %items, i64 %i
+  %item = load ptr, ptr %item.at
+  %absent = icmp eq ptr %item, null
+  br i1 %absent, label %reject, label %compare_type
+
+compare_type:
+  %item.type = field ptr %item + <object.ob_type>
+  %is.array = icmp eq ptr %item.type, %array.type
+  br i1 %is.array, label %compare_descr, label %reject
+
+compare_descr:
+  %record.offset = mul i64 %i, {RECORD_WORDS * WORD}
+  %record = getelementptr inbounds i8, ptr %inputs, i64 %record.offset
+  %want.descr = field ptr %record + <Record.DESCR>
+  %item.descr = field ptr %item + <object.array_descr>
+  %same.descr = icmp eq ptr %item.descr, %want.descr
+  br i1 %same.descr, label %compare_layout, label %compare_type_num
+
+compare_type_num:
+  %item.num = field i32 %item.descr + <object.descr_type_num>
+  %want.num = field i32 %record + <Record.TYPE_NUM>
+  %want.alias = field i32 %record + <Record.TYPE_NUM_ALIAS>
+  %item.order = field i8 %item.descr + <object.descr_order>
+  %same.num = icmp eq i32 %item.num, %want.num
+  %same.alias = icmp eq i32 %item.num, %want.alias
+  %same.either = or i1 %same.num, %same.alias
+  %order.native = icmp eq i8 %item.order, {NATIVE_ORDER}
+  %order.none = icmp eq i8 %item.order, {NO_ORDER}
+  %order.fits = or i1 %order.native, %order.none
+  %same.dtype = and i1 %same.either, %order.fits
+  br i1 %same.dtype, label %compare_layout, label %reject
+
+compare_layout:
+  %flags = field i32 %item + <object.array_flags>
+  %flags.needed = and i32 %flags, {C_CONTIGUOUS_AND_ALIGNED}
+  %flags.fit = icmp eq i32 %flags.needed, {C_CONTIGUOUS_AND_ALIGNED}
+  %ndim = field i32 %item + <object.array_ndim>
+  %want.ndim = field i32 %record + <Record.NDIM>
+  %same.ndim = icmp eq i32 %ndim, %want.ndim
+  %layout.fits = and i1 %flags.fit, %same.ndim
+  %dims = field ptr %item + <object.array_dims>
+  %want.dims = field ptr %record + <Record.DIMS>
+  br i1 %layout.fits, label %dim, label %reject
+
+dim:
+  %axis = phi i32 [ 0, %compare_layout ], [ %axis.next, %next_dim ]
+  %dims.agree = icmp eq i32 %axis, %ndim
+  br i1 %dims.agree, label %next_input, label %compare_dim
+
+compare_dim:
+  %dim.at = getelementptr inbounds i64, ptr %dims, i32 %axis
+  %dim.size = load i64, ptr %dim.at
+  %want.dim.at = getelementptr inbounds i64, ptr %want.dims, i32 %axis
+  %want.dim = load i64, ptr %want.dim.at
+  %same.dim = icmp eq i64 %dim.size, %want.dim
+  br i1 %same.dim, label %next_dim, label %reject
+
+next_dim:
+  %axis.next = add i32 %axis, 1
+  br label %dim
+
+next_input:
+  %i.next = add i64 %i, 1
+  br label %input
+
+acquire:
+  %generation = field i64 %table + <Table.GENERATION>
+  %owner = field i64 %context + <Context.BUSY>
+  %is.busy = icmp eq i64 %owner, %generation
+  br i1 %is.busy, label %reject, label %take
+
+take:
+  store i64 %generation, ptr %owner.at
+  ; On the stack, not in the context: making the list may collect garbage, whose finalizers may call this again.
+  %held = alloca ptr, i64 %n_inputs, align 8
+  %incref = field ptr %table + <Table.INCREF>
+  %decref = field ptr %table + <Table.DECREF>
+  br label %hold
+
+hold:
+  %h = phi i64 [ 0, %take ], [ %h.next, %hold_input ]
+  %all.held = icmp eq i64 %h, %n_inputs
+  br i1 %all.held, label %make_list, label %hold_input
+
+hold_input:
+  %hold.from = getelementptr inbounds ptr, ptr %items, i64 %h
+  %hold.object = load ptr, ptr %hold.from
+  %hold.to = getelementptr inbounds ptr, ptr %held, i64 %h
+  store ptr %hold.object, ptr %hold.to
+  call void %incref(ptr %hold.object)
+  %h.next = add i64 %h, 1
+  br label %hold
+
+make_list:
+  %list_new = field ptr %table + <Table.LIST_NEW>
+  %list_set = field ptr %table + <Table.LIST_SET>
+  %array_new = field ptr %table + <Table.ARRAY_NEW>
+  %n_outputs = field i64 %context + <Context.N_OUTPUTS>
+  %outputs = field ptr %context + <Context.OUTPUTS>
+  %output_args = field ptr %context + <Context.OUTPUT_ARGS>
+  %result = call ptr %list_new(i64 %n_outputs)
+  %no.list = icmp eq ptr %result, null
+  br i1 %no.list, label %fail, label %output
+
+output:
+  %j = phi i64 [ 0, %make_list ], [ %j.next, %keep_output ]
+  %outputs.made = icmp eq i64 %j, %n_outputs
+  br i1 %outputs.made, label %point, label %make_output
+
+make_output:
+  %made.offset = mul i64 %j, {RECORD_WORDS * WORD}
+  %made.record = getelementptr inbounds i8, ptr %outputs, i64 %made.offset
+  %made.descr = field ptr %made.record + <Record.DESCR>
+  %made.ndim = field i32 %made.record + <Record.NDIM>
+  %made.dims = field ptr %made.record + <Record.DIMS>
+  call void %incref(ptr %made.descr)
+  %made = call ptr %array_new(
+    ptr %array.type, ptr %made.descr, i32 %made.ndim, ptr %made.dims, ptr null, ptr null, i32 0, ptr null)
+  %no.array = icmp eq ptr %made, null
+  br i1 %no.array, label %fail_outputs, label %keep_output
+
+keep_output:
+  %made.data = field ptr %made + <object.array_data>
+  %made.slot = getelementptr inbounds ptr, ptr %output_args, i64 %j
+  store ptr %made.data, ptr %made.slot
+  %made.kept = call i32 %list_set(ptr %result, i64 %j, ptr %made)
+  %j.next = add i64 %j, 1
+  br label %output
+
+point:
+  %run.args = field ptr %context + <Context.ARGS>
+  br label %point_test
+
+point_test:
+  %p = phi i64 [ 0, %point ], [ %p.next, %point_input ]
+  %all.pointed = icmp eq i64 %p, %n_inputs
+  br i1 %all.pointed, label %enter, label %point_input
+
+point_input:
+  %point.from = getelementptr inbounds ptr, ptr %held, i64 %p
+  %point.array = load ptr, ptr %point.from
+  %point.data = field ptr %point.array + <object.array_data>
+  %point.to = getelementptr inbounds ptr, ptr %run.args, i64 %p
+  store ptr %point.data, ptr %point.to
+  %p.next = add i64 %p, 1
+  br label %point_test
+
+enter:
+  %kind = field i64 %context + <Context.LOCK>
+  %run = field ptr %context + <Context.RUN>
+  %workspace = field ptr %context + <Context.WORKSPACE>
+  %release = field i64 %context + <Context.RELEASE_GIL>
+  %lock = getelementptr inbounds i8, ptr %table, i64 <Table.LOCK>
+  %lock.free = icmp eq i64 %kind, {Lock.NONE.value}
+  br i1 %lock.free, label %locked, label %lock_state
+
+lock_state:
+  %taken = call i64 @{TRY_SYMBOL}(ptr %lock, i64 %kind)
+  %contended = icmp eq i64 %taken, 0
+  br i1 %contended, label %give_up, label %locked
+
+locked:
+  %keep.gil = icmp eq i64 %release, 0
+  br i1 %keep.gil, label %run_held, label %run_released
+
+run_held:
+  call void %run(ptr %run.args, ptr %workspace)
+  call void @{RELEASE_SYMBOL}(ptr %lock, i64 %kind)
+  br label %finish
+
+run_released:
+  %save = field ptr %table + <Table.SAVE_THREAD>
+  %restore = field ptr %table + <Table.RESTORE_THREAD>
+  %thread = call ptr %save()
+  call void %run(ptr %run.args, ptr %workspace)
+  call void @{RELEASE_SYMBOL}(ptr %lock, i64 %kind)
+  call void %restore(ptr %thread)
+  br label %finish
+
+finish:
+  store i64 0, ptr %owner.at
+  call void @drop(ptr %held, i64 %n_inputs, ptr %decref)
+  ret ptr %result
+
+fail_outputs:
+  call void %decref(ptr %result)
+  br label %fail
+
+fail:
+  store i64 0, ptr %owner.at
+  call void @drop(ptr %held, i64 %n_inputs, ptr %decref)
+  ret ptr null
+
+give_up:
+  store i64 0, ptr %owner.at
+  call void %decref(ptr %result)
+  call void @drop(ptr %held, i64 %n_inputs, ptr %decref)
+  br label %slow_path
+
+slow_path:
+  %vectorcall = field ptr %table + <Table.VECTORCALL>
+  %answer = call ptr %vectorcall(ptr %slow, ptr %args, i64 %nargs, ptr %kwnames)
+  ret ptr %answer
+}}
+
+define internal void @drop(ptr %objects, i64 %n, ptr %decref) uwtable {{
+start:
+  br label %test
+
+test:
+  %i = phi i64 [ 0, %start ], [ %i.next, %body ]
+  %done = icmp eq i64 %i, %n
+  br i1 %done, label %end, label %body
+
+body:
+  %at = getelementptr inbounds ptr, ptr %objects, i64 %i
+  %object = load ptr, ptr %at
+  call void %decref(ptr %object)
+  %i.next = add i64 %i, 1
+  br label %test
+
+end:
+  ret void
+}}
+
+define i64 @{TRY_SYMBOL}(ptr %word, i64 %kind) {{
+start:
+  switch i64 %kind, label %taken [
+    i64 {Lock.SHARED.value}, label %shared
+    i64 {Lock.EXCLUSIVE.value}, label %exclusive
+    i64 {Lock.INSIST.value}, label %insist
+  ]
+
+shared:
+  %seen = load atomic i64, ptr %word monotonic, align 8
+  %closed.bits = and i64 %seen, {HELD | WAITING}
+  %closed = icmp ne i64 %closed.bits, 0
+  br i1 %closed, label %missed, label %join
+
+join:
+  %more = add i64 %seen, {READER}
+  %joined = cmpxchg ptr %word, i64 %seen, i64 %more acquire monotonic
+  %joined.ok = extractvalue {{ i64, i1 }} %joined, 1
+  br i1 %joined.ok, label %taken, label %shared
+
+exclusive:
+  %owned = cmpxchg ptr %word, i64 0, i64 {HELD} acquire monotonic
+  %owned.ok = extractvalue {{ i64, i1 }} %owned, 1
+  br i1 %owned.ok, label %taken, label %missed
+
+insist:
+  %now = load atomic i64, ptr %word monotonic, align 8
+  %others = and i64 %now, {~WAITING}
+  %occupied = icmp ne i64 %others, 0
+  br i1 %occupied, label %missed, label %seize
+
+seize:
+  %seized = cmpxchg ptr %word, i64 %now, i64 {HELD} acquire monotonic
+  %seized.ok = extractvalue {{ i64, i1 }} %seized, 1
+  br i1 %seized.ok, label %taken, label %insist
+
+taken:
+  ret i64 1
+
+missed:
+  ret i64 0
+}}
+
+define void @{RELEASE_SYMBOL}(ptr %word, i64 %kind) {{
+start:
+  switch i64 %kind, label %end [
+    i64 {Lock.SHARED.value}, label %shared
+    i64 {Lock.EXCLUSIVE.value}, label %exclusive
+  ]
+
+shared:
+  %before.shared = atomicrmw sub ptr %word, i64 {READER} release
+  br label %end
+
+exclusive:
+  %before.exclusive = atomicrmw and ptr %word, i64 {~HELD} release
+  br label %end
+
+end:
+  ret void
+}}
+
+define void @{MARK_SYMBOL}(ptr %word, i64 %waiting) {{
+start:
+  %clear = icmp eq i64 %waiting, 0
+  br i1 %clear, label %unmark, label %mark
+
+mark:
+  %before.mark = atomicrmw or ptr %word, i64 {WAITING} monotonic
+  ret void
+
+unmark:
+  %before.unmark = atomicrmw and ptr %word, i64 {~WAITING} monotonic
+  ret void
+}}
+
+define void @{NOTHING_SYMBOL}(ptr %args, ptr %workspace) {{
+  ret void
+}}
+"""

@@ -1,0 +1,446 @@
+"""Native entries: callables that check arrays, make outputs and run machine code without interpreted Python."""
+
+import ctypes
+import importlib
+import os
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from graphkb.codegen import entry as ir
+from graphkb.codegen.entry import Context, Lock, Record, Table
+from graphkb.runtime.object_layout import LayoutError, calibrate
+from graphkb.runtime.state_lock import state_lock
+
+__all__ = ["CallSpec", "NativeEntry", "available", "run_context", "state_lock"]
+
+Array = np.ndarray[Any, Any]
+Signature = tuple[tuple[str, tuple[int, ...]], ...]
+
+WORKSPACE_ALIGNMENT = 64
+MOST_INPUTS = 4096
+"""Above this many inputs the references held during a call would take too much of a thread's stack."""
+
+_DTYPES = (
+    "float16",
+    "float32",
+    "float64",
+    "bool",
+    *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)),
+)
+_LOCKS = {"none": Lock.NONE, "shared": Lock.SHARED, "exclusive": Lock.EXCLUSIVE}
+_NEW_FROM_DESCR, _ARRAY_TYPE = 94, 2
+_METH_KEYWORDS, _METH_FASTCALL = 0x02, 0x80
+
+
+@dataclass(frozen=True)
+class CallSpec:
+    """One specialization of a function: machine code and the exact arrays that it takes and gives.
+
+    Attributes:
+        inputs: dtype name and shape of each input array.
+        outputs: dtype name and shape of each output array.
+        run: address of `void run(void **args, void *workspace)`; `args` holds the data addresses of the inputs, then
+            `bound`, then those of the outputs. It must not touch Python objects.
+        bound: addresses of the values of variables and constants.
+        workspace_bytes: size of the scratch memory, aligned to 64 bytes, that `run` gets for itself.
+        lock: what `run` needs of `state_lock`: "shared" when it reads variables, "exclusive" when it writes them.
+        release_gil: whether other Python threads go on while it runs; worth it above some microseconds.
+        keepalive: whatever owns the machine code and the bound memory.
+    """
+
+    inputs: Signature
+    outputs: Signature
+    run: int
+    bound: tuple[int, ...] = ()
+    workspace_bytes: int = 0
+    lock: Literal["none", "shared", "exclusive"] = "none"
+    release_gil: bool = False
+    keepalive: object = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        for dtype, shape in (*self.inputs, *self.outputs):
+            if dtype not in _DTYPES:
+                raise ValueError(f"CallSpec: dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
+            if any(dim < 0 for dim in shape):
+                raise ValueError(f"CallSpec: shape {shape} has a negative dimension")
+        if self.lock not in _LOCKS:
+            raise ValueError(f"CallSpec: lock {self.lock!r} is not one of {', '.join(_LOCKS)}")
+        if not self.run or self.workspace_bytes < 0:
+            raise ValueError("CallSpec: expected a function's address and a workspace of 0 bytes or more")
+
+
+def available() -> tuple[bool, str]:
+    """Whether calls can be native in this process, and if not, the reason. The first call compiles the entry."""
+    native = _prepare()
+    return (True, "") if isinstance(native, _Native) else (False, native)
+
+
+class NativeEntry:
+    """The callable of one function: native for the specializations added, `slow` for everything else.
+
+    A call `callable([a, b])` with one list or tuple of plain, aligned, C-contiguous arrays that agree with an added
+    specialization runs it and returns a list of new arrays. Any other call, also one that would have to wait for
+    the workspace or for `state_lock`, is `slow(*args, **kwargs)`. Where `available()` is False, `callable` is `slow`.
+
+    Args:
+        slow: takes every call that is not native; its result and its exceptions are the caller's.
+    """
+
+    __slots__ = ("__weakref__", "_callable", "_owner")
+
+    def __init__(self, slow: Callable[..., object]) -> None:
+        if not callable(slow):
+            raise TypeError(f"NativeEntry: expected a callable for slow, got {type(slow).__name__}")
+        native = _prepare()
+        self._owner = _Owner()
+        self._callable = slow
+        if isinstance(native, _Native):
+            self._callable = native.new_callable(slow, self._owner)
+
+    @property
+    def callable(self) -> Callable[..., Any]:
+        """The built-in function object. It stays valid, with all its specializations, without this object."""
+        return self._callable
+
+    def add(self, spec: CallSpec, copies: int = 1) -> bool:
+        """Run calls that agree with `spec` natively from now on; False when they stay with `slow`.
+
+        The newest agreeing specialization runs; when it is busy, an older agreeing one does. So `copies` above 1
+        lets that many threads run it at once, and a specialization that has become wrong must be discarded.
+        """
+        if not isinstance(_prepare(), _Native) or len(spec.inputs) > MOST_INPUTS:
+            return False
+        for _ in range(copies):
+            self._owner.link(_Specialization(spec))
+        return True
+
+    def discard(self, spec: CallSpec) -> None:
+        """Forget this very `spec`; a call under way ends normally."""
+        self._owner.keep(lambda other: other is not spec)
+
+    def clear(self) -> None:
+        """Forget all specializations; calls under way end normally."""
+        self._owner.keep(lambda other: False)
+
+
+def run_context(
+    spec: CallSpec, arrays_in: Sequence[Array], arrays_out: Sequence[Array] | None = None
+) -> list[Array]:
+    """Run `spec` from Python, with a workspace of its own, waiting for `state_lock` when it needs that.
+
+    Args:
+        arrays_in: one aligned, C-contiguous array of the exact dtype and shape for each input.
+        arrays_out: the same for each output; written to. None makes new ones.
+
+    Returns:
+        The outputs.
+
+    Raises:
+        ValueError: an array's count, dtype, shape or memory is not as `spec` says.
+    """
+    if arrays_out is None:
+        arrays_out = [np.empty(shape, dtype) for dtype, shape in spec.outputs]
+    _check("input", spec.inputs, arrays_in)
+    _check("output", spec.outputs, arrays_out)
+    if not all(array.flags.writeable for array in arrays_out):
+        raise ValueError("run_context: expected outputs that can be written to")
+    addresses = (*map(_address, arrays_in), *spec.bound, *map(_address, arrays_out))
+    args = (ctypes.c_void_p * max(len(addresses), 1))(*addresses)
+    memory = np.empty(spec.workspace_bytes + WORKSPACE_ALIGNMENT, np.uint8)
+    prototype = (ctypes.CFUNCTYPE if spec.release_gil else ctypes.PYFUNCTYPE)(
+        None, ctypes.c_void_p, ctypes.c_void_p
+    )
+    run = prototype(spec.run)
+    lock = _LOCKS[spec.lock]
+    if lock == Lock.NONE:
+        run(ctypes.addressof(args), _aligned(memory))
+    else:
+        with state_lock.section(lock):
+            run(ctypes.addressof(args), _aligned(memory))
+    return list(arrays_out)
+
+
+def _check(role: str, wanted: Signature, arrays: Sequence[Array]) -> None:
+    if len(arrays) != len(wanted):
+        raise ValueError(f"run_context: expected {len(wanted)} {role}s, got {len(arrays)}")
+    for index, (array, (dtype, shape)) in enumerate(zip(arrays, wanted)):
+        if array.dtype != dtype or array.shape != shape:
+            raise ValueError(
+                f"run_context: {role} {index} is {array.dtype}{list(array.shape)}, expected {dtype}{list(shape)}"
+            )
+        if not (array.flags.c_contiguous and array.flags.aligned):
+            raise ValueError(f"run_context: expected {role} {index} aligned and C-contiguous")
+
+
+def _address(array: Array) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _aligned(memory: Array) -> int:
+    return -(-_address(memory) // WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT
+
+
+def _type_numbers() -> dict[str, tuple[int, int]]:
+    """NumPy's number of each dtype and that of its twin, such as C's long and long long for int64."""
+    same = defaultdict(list)
+    for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?":
+        one = np.dtype(code)
+        same[one.kind, one.itemsize].append(one.num)
+    numbers: dict[str, tuple[int, int]] = {}
+    for name in _DTYPES:
+        one = np.dtype(name)
+        others = [number for number in same[one.kind, one.itemsize] if number != one.num]
+        numbers[name] = (one.num, others[0] if others else one.num)
+    return numbers
+
+
+_TYPE_NUMBERS = _type_numbers()
+
+
+class _Specialization:
+    """The memory of one context: its words, the records, the sizes and the argument addresses, in one block."""
+
+    __slots__ = ("_descrs", "_workspace", "address", "spec", "words")
+
+    def __init__(self, spec: CallSpec) -> None:
+        arrays = (*spec.inputs, *spec.outputs)
+        n_inputs, n_outputs, n_bound = len(spec.inputs), len(spec.outputs), len(spec.bound)
+        records = ir.CONTEXT_WORDS
+        dims = records + ir.RECORD_WORDS * len(arrays)
+        args = dims + sum(len(shape) for _, shape in arrays)
+        self.spec = spec
+        self.words = np.zeros(args + n_inputs + n_bound + n_outputs, np.int64)
+        self.address = start = _address(self.words)
+        self._descrs = [np.dtype(dtype) for dtype, _ in arrays]
+        self._workspace = np.empty(spec.workspace_bytes + WORKSPACE_ALIGNMENT, np.uint8)
+        self.words[args + n_inputs : args + n_inputs + n_bound] = spec.bound
+        for index, (descr, (dtype, shape)) in enumerate(zip(self._descrs, arrays)):
+            record = self.words[records + ir.RECORD_WORDS * index :]
+            record[Record.DESCR] = id(descr)
+            record[Record.TYPE_NUM], record[Record.TYPE_NUM_ALIAS] = _TYPE_NUMBERS[dtype]
+            record[Record.NDIM] = len(shape)
+            record[Record.DIMS] = start + ir.WORD * dims
+            self.words[dims : dims + len(shape)] = shape
+            dims += len(shape)
+        self.words[Context.N_INPUTS] = n_inputs
+        self.words[Context.N_OUTPUTS] = n_outputs
+        self.words[Context.INPUTS] = start + ir.WORD * records
+        self.words[Context.OUTPUTS] = start + ir.WORD * (records + ir.RECORD_WORDS * n_inputs)
+        self.words[Context.ARGS] = start + ir.WORD * args
+        self.words[Context.OUTPUT_ARGS] = start + ir.WORD * (args + n_inputs + n_bound)
+        self.words[Context.RUN] = spec.run
+        self.words[Context.WORKSPACE] = _aligned(self._workspace)
+        self.words[Context.LOCK] = _LOCKS[spec.lock]
+        self.words[Context.RELEASE_GIL] = spec.release_gil
+
+
+class _Owner:
+    """Owns the memory that an entry reads. It dies after its callable, whose caller holds it during a call."""
+
+    __slots__ = ("_contexts", "_retired", "words")
+
+    def __init__(self) -> None:
+        self.words = np.zeros(2, np.int64)
+        self._contexts: list[_Specialization] = []
+        self._retired: list[_Specialization] = []
+
+    def link(self, context: _Specialization) -> None:
+        """Put `context` before all others; its words are complete when the entry can first see it."""
+        with _mutex:
+            self._sweep()
+            self._contexts.append(context)
+            context.words[Context.NEXT] = self.words[1]
+            self.words[1] = context.address
+
+    def keep(self, wanted: Callable[[CallSpec], bool]) -> None:
+        """Unlink the other contexts; those that run stay in memory until they have ended."""
+        with _mutex:
+            kept = [context for context in self._contexts if wanted(context.spec)]
+            self._retired += [context for context in self._contexts if not wanted(context.spec)]
+            self._contexts = kept
+            following = 0
+            for context in kept:
+                context.words[Context.NEXT] = following
+                following = context.address
+            self.words[1] = following
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Free retired contexts that do not run: nothing leads to them, so none of them can start again."""
+        if self._retired:
+            generation = _generation()
+            self._retired = [one for one in self._retired if one.words[Context.BUSY] == generation]
+
+    def __del__(self) -> None:
+        # Garbage collection finalizes before it takes cycles apart: a late call must find no context.
+        self.words[1] = 0
+
+
+class _MethodDef(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("meth", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("doc", ctypes.c_char_p),
+    )
+
+
+class _NativeWord:
+    """The state lock's word inside the table, changed only by the emitted atomic helpers."""
+
+    def __init__(self, address: int, symbol: Callable[[str], int]) -> None:
+        void, word, value = None, ctypes.c_void_p, ctypes.c_int64
+        self._address = address
+        self._value = ctypes.c_int64.from_address(address)
+        self._try = ctypes.PYFUNCTYPE(value, word, value)(symbol(ir.TRY_SYMBOL))
+        self._release = ctypes.PYFUNCTYPE(void, word, value)(symbol(ir.RELEASE_SYMBOL))
+        self._mark = ctypes.PYFUNCTYPE(void, word, value)(symbol(ir.MARK_SYMBOL))
+
+    def attempt(self, kind: int) -> bool:
+        return bool(self._try(self._address, kind))
+
+    def release(self, kind: int) -> None:
+        self._release(self._address, kind)
+
+    def mark(self, waiting: bool) -> None:
+        self._mark(self._address, waiting)
+
+    def read(self) -> int:
+        return self._value.value
+
+    def write(self, value: int) -> None:
+        self._value.value = value
+
+
+class _Native:
+    """The compiled entry with its table; made once in a process and never freed."""
+
+    def __init__(self) -> None:
+        from graphkb.codegen.engine import compile_module
+        from graphkb.codegen.target import host_target
+
+        text = ir.emit_entry(calibrate())
+        self._engine = compile_module(text, host_target())
+        self._memory = np.zeros(ir.TABLE_WORDS + WORKSPACE_ALIGNMENT // ir.WORD, np.int64)
+        self._table = _aligned(self._memory)
+        start = (self._table - _address(self._memory)) // ir.WORD
+        self.table = self._memory[start : start + ir.TABLE_WORDS]
+        for word, value in _table_values().items():
+            self.table[word] = value
+        self.table[Table.GENERATION] = 1
+        doc = b"Call the function with one list of inputs; returns the list of outputs."
+        flags = _METH_FASTCALL | _METH_KEYWORDS
+        self._method = _MethodDef(b"__call__", self._engine.address(ir.ENTRY_SYMBOL), flags, doc)
+        prototype = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
+        self._new = prototype(_python_symbol("PyCFunction_NewEx"))
+        self._self_test()
+        state_lock.move(_NativeWord(self._table + ir.WORD * Table.LOCK, self._engine.address))
+
+    def new_callable(self, slow: Callable[..., object], owner: _Owner) -> Callable[..., Any]:
+        """A built-in function; its `self` is a tuple, which garbage collection visits but never empties."""
+        owner.words[0] = self._table
+        memory = owner.words.view()
+        memory.flags.writeable = False
+        result: Callable[..., Any] = self._new(ctypes.addressof(self._method), (memory, slow, owner), None)
+        return result
+
+    def _self_test(self) -> None:
+        owner = _Owner()
+        call = self.new_callable(lambda *args, **kwargs: (args, kwargs), owner)
+        if call(1, key=2) != ((1,), {"key": 2}):
+            raise LayoutError("the entry does not reach its slow path")
+        inputs: Signature = (("int32", (2,)), ("bool", ()))
+        outputs: Signature = (("float64", (3, 0)), ("uint8", ()))
+        owner.link(_Specialization(CallSpec(inputs, outputs, self._engine.address(ir.NOTHING_SYMBOL))))
+        answer = call([np.zeros(2, np.int32), np.array(True)])
+        if type(answer) is not list or tuple((one.dtype.name, one.shape) for one in answer) != outputs:
+            raise LayoutError("the entry does not make the outputs that it should")
+
+
+def _python_symbol(name: str) -> int:
+    return int(ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0)
+
+
+def _table_values() -> dict[Table, int]:
+    """Addresses of what the entry calls; NumPy's come from its C-API table, whose indices are a stable ABI."""
+    array_api = _array_api()
+    if array_api[_ARRAY_TYPE] != id(np.ndarray):
+        raise LayoutError("NumPy's C-API table does not show the array type")
+    names = {
+        Table.INCREF: "Py_IncRef",
+        Table.DECREF: "Py_DecRef",
+        Table.LIST_NEW: "PyList_New",
+        Table.LIST_SET: "PyList_SetItem",
+        Table.VECTORCALL: "PyObject_Vectorcall",
+        Table.SAVE_THREAD: "PyEval_SaveThread",
+        Table.RESTORE_THREAD: "PyEval_RestoreThread",
+    }
+    return {word: _python_symbol(name) for word, name in names.items()} | {
+        Table.LIST_TYPE: id(list),
+        Table.TUPLE_TYPE: id(tuple),
+        Table.ARRAY_TYPE: id(np.ndarray),
+        Table.ARRAY_NEW: array_api[_NEW_FROM_DESCR],
+    }
+
+
+def _array_api() -> Any:
+    package = "numpy._core" if int(np.__version__.split(".")[0]) >= 2 else "numpy.core"
+    capsule = importlib.import_module(f"{package}._multiarray_umath")._ARRAY_API
+    prototype = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
+    address = prototype(_python_symbol("PyCapsule_GetPointer"))(capsule, None)
+    return (ctypes.c_uint64 * (_NEW_FROM_DESCR + 1)).from_address(address)
+
+
+_mutex = threading.RLock()
+_state: _Native | str | None = None
+
+
+def _prepare() -> "_Native | str":
+    """The compiled entry, or the reason why there is none."""
+    global _state
+    if _state is None:
+        with _mutex:
+            if _state is None:
+                _state = _obstacle() or _make()
+    return _state
+
+
+def _obstacle() -> str:
+    if sys.implementation.name != "cpython":
+        return f"native calls need CPython, this is {sys.implementation.name}"
+    if "t" in getattr(sys, "abiflags", ""):
+        return "native calls need the global interpreter lock, which this Python is built without"
+    if os.name != "posix" or ctypes.sizeof(ctypes.c_void_p) != ir.WORD:
+        return "native calls need a 64-bit POSIX system"
+    return ""
+
+
+def _make() -> "_Native | str":
+    try:
+        return _Native()
+    except ImportError as error:
+        return f"native calls need llvmlite: {error}"
+    except (LayoutError, AttributeError, KeyError, RuntimeError, ValueError) as error:
+        return f"native calls are off: {error}"
+
+
+def _generation() -> int:
+    return int(_state.table[Table.GENERATION]) if isinstance(_state, _Native) else 0
+
+
+def _in_child() -> None:
+    """After a fork no other thread runs: a new generation frees every context that one of them had taken."""
+    global _mutex
+    _mutex = threading.RLock()
+    if isinstance(_state, _Native):
+        _state.table[Table.GENERATION] += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
