@@ -72,7 +72,7 @@ class Memory(Division):
         align: int | None = None,
         otherwise: Value | None = None,
     ) -> Value:
-        """Neighboring elements where the mask holds; elsewhere `otherwise`, or zeros, and no memory access."""
+        """Neighboring elements where the mask holds; `otherwise`, or zeros, where memory is left alone."""
         lanes, size = mask.lanes, self._align(dtype, align)
         if lanes == 1:
             rest = otherwise or self.const(0, dtype)
