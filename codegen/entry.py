@@ -1,4 +1,4 @@
-"""The native call entry: LLVM IR of the C function that Python calls, and of the lock beside it.
+"""The native call entry: LLVM IR of the C function that Python calls.
 
 One entry serves every compiled function of a process. It is driven by data alone, so its object code holds no
 address and can be kept on disk:
@@ -17,28 +17,12 @@ import re
 from dataclasses import dataclass
 from enum import IntEnum
 
+from graphkb.codegen.lock import LOCK_IR, RELEASE_SYMBOL, TRY_SYMBOL, Lock
+
 ENTRY_SYMBOL = "graphkb_call"
-TRY_SYMBOL = "graphkb_lock_try"
-RELEASE_SYMBOL = "graphkb_lock_release"
-MARK_SYMBOL = "graphkb_lock_mark"
 NOTHING_SYMBOL = "graphkb_run_nothing"
 
 WORD = 8
-
-
-class Lock(IntEnum):
-    """What a call needs of the state lock. `INSIST` is an exclusive try that overrules waiting writers."""
-
-    NONE = 0
-    SHARED = 1
-    EXCLUSIVE = 2
-    INSIST = 3
-
-
-# The lock's word: bit 0 an exclusive holder, bit 1 a waiting writer, the bits above count the shared holders.
-HELD = 1
-WAITING = 2
-READER = 4
 
 
 class Table(IntEnum):
@@ -50,12 +34,11 @@ class Table(IntEnum):
     INCREF = 3
     DECREF = 4
     LIST_NEW = 5
-    LIST_SET = 6
-    ARRAY_NEW = 7
-    VECTORCALL = 8
-    SAVE_THREAD = 9
-    RESTORE_THREAD = 10
-    GENERATION = 11
+    ARRAY_NEW = 6
+    VECTORCALL = 7
+    SAVE_THREAD = 8
+    RESTORE_THREAD = 9
+    GENERATION = 10
     LOCK = 16
 
 
@@ -126,7 +109,7 @@ def emit_entry(layout: Layout) -> str:
         return str(offsets[match[1]])
 
     text = re.sub(r"<([A-Za-z]+\.\w+)>", number, _TEMPLATE)
-    return _FIELD.sub(_expand_field, text)
+    return _FIELD.sub(_expand_field, text) + LOCK_IR
 
 
 # `%x = field T %base + n` stands for the address computation and the load.
@@ -269,79 +252,58 @@ acquire:
 
 take:
   store i64 %generation, ptr %owner.at
-  ; On the stack, not in the context: making the list may collect garbage, whose finalizers may call this again.
-  %held = alloca ptr, i64 %n_inputs, align 8
-  %incref = field ptr %table + <Table.INCREF>
-  %decref = field ptr %table + <Table.DECREF>
-  br label %hold
-
-hold:
-  %h = phi i64 [ 0, %take ], [ %h.next, %hold_input ]
-  %all.held = icmp eq i64 %h, %n_inputs
-  br i1 %all.held, label %make_list, label %hold_input
-
-hold_input:
-  %hold.from = getelementptr inbounds ptr, ptr %items, i64 %h
-  %hold.object = load ptr, ptr %hold.from
-  %hold.to = getelementptr inbounds ptr, ptr %held, i64 %h
-  store ptr %hold.object, ptr %hold.to
-  call void %incref(ptr %hold.object)
-  %h.next = add i64 %h, 1
-  br label %hold
-
-make_list:
-  %list_new = field ptr %table + <Table.LIST_NEW>
-  %list_set = field ptr %table + <Table.LIST_SET>
-  %array_new = field ptr %table + <Table.ARRAY_NEW>
-  %n_outputs = field i64 %context + <Context.N_OUTPUTS>
-  %outputs = field ptr %context + <Context.OUTPUTS>
-  %output_args = field ptr %context + <Context.OUTPUT_ARGS>
-  %result = call ptr %list_new(i64 %n_outputs)
-  %no.list = icmp eq ptr %result, null
-  br i1 %no.list, label %fail, label %output
-
-output:
-  %j = phi i64 [ 0, %make_list ], [ %j.next, %keep_output ]
-  %outputs.made = icmp eq i64 %j, %n_outputs
-  br i1 %outputs.made, label %point, label %make_output
-
-make_output:
-  %made.offset = mul i64 %j, {RECORD_WORDS * WORD}
-  %made.record = getelementptr inbounds i8, ptr %outputs, i64 %made.offset
-  %made.descr = field ptr %made.record + <Record.DESCR>
-  %made.ndim = field i32 %made.record + <Record.NDIM>
-  %made.dims = field ptr %made.record + <Record.DIMS>
-  call void %incref(ptr %made.descr)
-  %made = call ptr %array_new(
-    ptr %array.type, ptr %made.descr, i32 %made.ndim, ptr %made.dims, ptr null, ptr null, i32 0, ptr null)
-  %no.array = icmp eq ptr %made, null
-  br i1 %no.array, label %fail_outputs, label %keep_output
-
-keep_output:
-  %made.data = field ptr %made + <object.array_data>
-  %made.slot = getelementptr inbounds ptr, ptr %output_args, i64 %j
-  store ptr %made.data, ptr %made.slot
-  %made.kept = call i32 %list_set(ptr %result, i64 %j, ptr %made)
-  %j.next = add i64 %j, 1
-  br label %output
+  %run.args = field ptr %context + <Context.ARGS>
+  br label %point
 
 point:
-  %run.args = field ptr %context + <Context.ARGS>
-  br label %point_test
-
-point_test:
-  %p = phi i64 [ 0, %point ], [ %p.next, %point_input ]
+  %p = phi i64 [ 0, %take ], [ %p.next, %point_input ]
   %all.pointed = icmp eq i64 %p, %n_inputs
-  br i1 %all.pointed, label %enter, label %point_input
+  br i1 %all.pointed, label %make_outputs, label %point_input
 
 point_input:
-  %point.from = getelementptr inbounds ptr, ptr %held, i64 %p
+  %point.from = getelementptr inbounds ptr, ptr %items, i64 %p
   %point.array = load ptr, ptr %point.from
   %point.data = field ptr %point.array + <object.array_data>
   %point.to = getelementptr inbounds ptr, ptr %run.args, i64 %p
   store ptr %point.data, ptr %point.to
   %p.next = add i64 %p, 1
-  br label %point_test
+  br label %point
+
+make_outputs:
+  %incref = field ptr %table + <Table.INCREF>
+  %decref = field ptr %table + <Table.DECREF>
+  %array_new = field ptr %table + <Table.ARRAY_NEW>
+  %n_outputs = field i64 %context + <Context.N_OUTPUTS>
+  %outputs = field ptr %context + <Context.OUTPUTS>
+  %output_args = field ptr %context + <Context.OUTPUT_ARGS>
+  %made = alloca ptr, i64 %n_outputs, align 8
+  br label %output
+
+output:
+  %j = phi i64 [ 0, %make_outputs ], [ %j.next, %keep_output ]
+  %outputs.made = icmp eq i64 %j, %n_outputs
+  br i1 %outputs.made, label %enter, label %make_output
+
+make_output:
+  %new.offset = mul i64 %j, {RECORD_WORDS * WORD}
+  %new.record = getelementptr inbounds i8, ptr %outputs, i64 %new.offset
+  %new.descr = field ptr %new.record + <Record.DESCR>
+  %new.ndim = field i32 %new.record + <Record.NDIM>
+  %new.dims = field ptr %new.record + <Record.DIMS>
+  call void %incref(ptr %new.descr)
+  %new = call ptr %array_new(
+    ptr %array.type, ptr %new.descr, i32 %new.ndim, ptr %new.dims, ptr null, ptr null, i32 0, ptr null)
+  %no.array = icmp eq ptr %new, null
+  br i1 %no.array, label %fail, label %keep_output
+
+keep_output:
+  %new.data = field ptr %new + <object.array_data>
+  %new.arg = getelementptr inbounds ptr, ptr %output_args, i64 %j
+  store ptr %new.data, ptr %new.arg
+  %new.slot = getelementptr inbounds ptr, ptr %made, i64 %j
+  store ptr %new, ptr %new.slot
+  %j.next = add i64 %j, 1
+  br label %output
 
 enter:
   %kind = field i64 %context + <Context.LOCK>
@@ -359,12 +321,32 @@ lock_state:
 
 locked:
   %keep.gil = icmp eq i64 %release, 0
-  br i1 %keep.gil, label %run_held, label %run_released
+  br i1 %keep.gil, label %run_held, label %hold
 
 run_held:
   call void %run(ptr %run.args, ptr %workspace)
   call void @{RELEASE_SYMBOL}(ptr %lock, i64 %kind)
-  br label %finish
+  store i64 0, ptr %owner.at
+  br label %make_list
+
+hold:
+  ; Without the interpreter's lock others may empty the sequence, so the inputs need references of their own.
+  %held = alloca ptr, i64 %n_inputs, align 8
+  br label %hold_test
+
+hold_test:
+  %h = phi i64 [ 0, %hold ], [ %h.next, %hold_input ]
+  %all.held = icmp eq i64 %h, %n_inputs
+  br i1 %all.held, label %run_released, label %hold_input
+
+hold_input:
+  %hold.from = getelementptr inbounds ptr, ptr %items, i64 %h
+  %hold.array = load ptr, ptr %hold.from
+  %hold.to = getelementptr inbounds ptr, ptr %held, i64 %h
+  store ptr %hold.array, ptr %hold.to
+  call void %incref(ptr %hold.array)
+  %h.next = add i64 %h, 1
+  br label %hold_test
 
 run_released:
   %save = field ptr %table + <Table.SAVE_THREAD>
@@ -373,26 +355,49 @@ run_released:
   call void %run(ptr %run.args, ptr %workspace)
   call void @{RELEASE_SYMBOL}(ptr %lock, i64 %kind)
   call void %restore(ptr %thread)
-  br label %finish
-
-finish:
   store i64 0, ptr %owner.at
   call void @drop(ptr %held, i64 %n_inputs, ptr %decref)
-  ret ptr %result
+  br label %make_list
 
-fail_outputs:
-  call void %decref(ptr %result)
-  br label %fail
+make_list:
+  ; Last, because it may collect garbage: until here nothing could run Python code or change the sequence.
+  %list_new = field ptr %table + <Table.LIST_NEW>
+  %result = call ptr %list_new(i64 %n_outputs)
+  %no.list = icmp eq ptr %result, null
+  br i1 %no.list, label %fail_list, label %fill_list
+
+fill_list:
+  %result.items = field ptr %result + <object.list_items>
+  br label %fill
+
+fill:
+  %k = phi i64 [ 0, %fill_list ], [ %k.next, %fill_item ]
+  %filled = icmp eq i64 %k, %n_outputs
+  br i1 %filled, label %return, label %fill_item
+
+fill_item:
+  %fill.from = getelementptr inbounds ptr, ptr %made, i64 %k
+  %fill.array = load ptr, ptr %fill.from
+  %fill.to = getelementptr inbounds ptr, ptr %result.items, i64 %k
+  store ptr %fill.array, ptr %fill.to
+  %k.next = add i64 %k, 1
+  br label %fill
+
+return:
+  ret ptr %result
 
 fail:
   store i64 0, ptr %owner.at
-  call void @drop(ptr %held, i64 %n_inputs, ptr %decref)
+  call void @drop(ptr %made, i64 %j, ptr %decref)
+  ret ptr null
+
+fail_list:
+  call void @drop(ptr %made, i64 %n_outputs, ptr %decref)
   ret ptr null
 
 give_up:
   store i64 0, ptr %owner.at
-  call void %decref(ptr %result)
-  call void @drop(ptr %held, i64 %n_inputs, ptr %decref)
+  call void @drop(ptr %made, i64 %n_outputs, ptr %decref)
   br label %slow_path
 
 slow_path:
@@ -418,82 +423,6 @@ body:
   br label %test
 
 end:
-  ret void
-}}
-
-define i64 @{TRY_SYMBOL}(ptr %word, i64 %kind) {{
-start:
-  switch i64 %kind, label %taken [
-    i64 {Lock.SHARED.value}, label %shared
-    i64 {Lock.EXCLUSIVE.value}, label %exclusive
-    i64 {Lock.INSIST.value}, label %insist
-  ]
-
-shared:
-  %seen = load atomic i64, ptr %word monotonic, align 8
-  %closed.bits = and i64 %seen, {HELD | WAITING}
-  %closed = icmp ne i64 %closed.bits, 0
-  br i1 %closed, label %missed, label %join
-
-join:
-  %more = add i64 %seen, {READER}
-  %joined = cmpxchg ptr %word, i64 %seen, i64 %more acquire monotonic
-  %joined.ok = extractvalue {{ i64, i1 }} %joined, 1
-  br i1 %joined.ok, label %taken, label %shared
-
-exclusive:
-  %owned = cmpxchg ptr %word, i64 0, i64 {HELD} acquire monotonic
-  %owned.ok = extractvalue {{ i64, i1 }} %owned, 1
-  br i1 %owned.ok, label %taken, label %missed
-
-insist:
-  %now = load atomic i64, ptr %word monotonic, align 8
-  %others = and i64 %now, {~WAITING}
-  %occupied = icmp ne i64 %others, 0
-  br i1 %occupied, label %missed, label %seize
-
-seize:
-  %seized = cmpxchg ptr %word, i64 %now, i64 {HELD} acquire monotonic
-  %seized.ok = extractvalue {{ i64, i1 }} %seized, 1
-  br i1 %seized.ok, label %taken, label %insist
-
-taken:
-  ret i64 1
-
-missed:
-  ret i64 0
-}}
-
-define void @{RELEASE_SYMBOL}(ptr %word, i64 %kind) {{
-start:
-  switch i64 %kind, label %end [
-    i64 {Lock.SHARED.value}, label %shared
-    i64 {Lock.EXCLUSIVE.value}, label %exclusive
-  ]
-
-shared:
-  %before.shared = atomicrmw sub ptr %word, i64 {READER} release
-  br label %end
-
-exclusive:
-  %before.exclusive = atomicrmw and ptr %word, i64 {~HELD} release
-  br label %end
-
-end:
-  ret void
-}}
-
-define void @{MARK_SYMBOL}(ptr %word, i64 %waiting) {{
-start:
-  %clear = icmp eq i64 %waiting, 0
-  br i1 %clear, label %unmark, label %mark
-
-mark:
-  %before.mark = atomicrmw or ptr %word, i64 {WAITING} monotonic
-  ret void
-
-unmark:
-  %before.unmark = atomicrmw and ptr %word, i64 {~WAITING} monotonic
   ret void
 }}
 

@@ -13,7 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from graphkb.codegen import entry as ir
-from graphkb.codegen.entry import Context, Lock, Record, Table
+from graphkb.codegen import lock as lock_ir
+from graphkb.codegen.entry import Context, Record, Table
+from graphkb.codegen.lock import Lock
 from graphkb.runtime.object_layout import LayoutError, calibrate
 from graphkb.runtime.state_lock import state_lock
 
@@ -298,9 +300,9 @@ class _NativeWord:
         void, word, value = None, ctypes.c_void_p, ctypes.c_int64
         self._address = address
         self._value = ctypes.c_int64.from_address(address)
-        self._try = ctypes.PYFUNCTYPE(value, word, value)(symbol(ir.TRY_SYMBOL))
-        self._release = ctypes.PYFUNCTYPE(void, word, value)(symbol(ir.RELEASE_SYMBOL))
-        self._mark = ctypes.PYFUNCTYPE(void, word, value)(symbol(ir.MARK_SYMBOL))
+        self._try = ctypes.PYFUNCTYPE(value, word, value)(symbol(lock_ir.TRY_SYMBOL))
+        self._release = ctypes.PYFUNCTYPE(void, word, value)(symbol(lock_ir.RELEASE_SYMBOL))
+        self._mark = ctypes.PYFUNCTYPE(void, word, value)(symbol(lock_ir.MARK_SYMBOL))
 
     def attempt(self, kind: int) -> bool:
         return bool(self._try(self._address, kind))
@@ -376,7 +378,6 @@ def _table_values() -> dict[Table, int]:
         Table.INCREF: "Py_IncRef",
         Table.DECREF: "Py_DecRef",
         Table.LIST_NEW: "PyList_New",
-        Table.LIST_SET: "PyList_SetItem",
         Table.VECTORCALL: "PyObject_Vectorcall",
         Table.SAVE_THREAD: "PyEval_SaveThread",
         Table.RESTORE_THREAD: "PyEval_RestoreThread",

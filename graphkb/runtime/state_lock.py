@@ -10,7 +10,7 @@ import time
 from types import TracebackType
 from typing import Protocol
 
-from graphkb.codegen.entry import HELD, READER, WAITING, Lock
+from graphkb.codegen.lock import HELD, READER, WAITING, Lock
 
 _SPINS = 20
 _LONGEST_SLEEP = 1e-3
