@@ -54,7 +54,8 @@ def gradients(outputs: Sequence[Node], wrt: Sequence[Node]) -> list[Node | None]
             set_override(node.origin)
             for x, grad in zip(node.inputs, vjp(g, node, *node.inputs, **node.attrs)):
                 if grad is not None and x in active:
-                    accumulate(x, grad)
+                    # Where two unknown sizes were taken to be equal, the rule may have found the other one.
+                    accumulate(x, grad if grad.shape == x.shape else shape.reshape(grad, x.shape))
     finally:
         set_override(previous)
     return [grads.get(node) for node in wrt]

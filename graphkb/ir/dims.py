@@ -20,17 +20,21 @@ class Symbol:
 
 
 class Apply:
-    """An atom that is not a polynomial: floor division, maximum, minimum or the broadcast of two sizes."""
+    """An atom that is not a polynomial: floor division, maximum, minimum or the broadcast of sizes.
 
-    __slots__ = ("_hash", "args", "fn")
+    All but the division compare without regard to the order of their arguments, which is kept for printing.
+    """
+
+    __slots__ = ("_hash", "_key", "args", "fn")
 
     def __init__(self, fn: str, args: tuple[Dim, ...]) -> None:
         self.fn = fn
         self.args = args
-        self._hash = hash((fn, args))
+        self._key = (fn, args if fn == "floordiv" else frozenset(args))
+        self._hash = hash(self._key)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Apply) and self.fn == other.fn and self.args == other.args
+        return self is other or (isinstance(other, Apply) and self._key == other._key)
 
     def __hash__(self) -> int:
         return self._hash
@@ -51,7 +55,7 @@ ONE: Monomial = frozenset()
 
 
 class Expr:
-    """A polynomial over atoms with integer coefficients, in canonical form: equal expressions are equal objects' values.
+    """A polynomial over atoms with integer coefficients, in canonical form, so equal ones compare equal.
 
     It is never a constant: every operation returns a plain `int` when no atom is left.
     """
@@ -141,7 +145,10 @@ def _build(terms: dict[Monomial, int]) -> Dim:
 
 
 def floordiv(a: Dim, b: Dim) -> Dim:
-    """a // b; exact division of every term stays a polynomial, all else becomes one atom."""
+    """a // b; the terms that divide exactly leave it as a polynomial, the rest becomes one atom.
+
+    The divisor is taken not to be 0, so n * m // n is m and 0 // n is 0.
+    """
     if isinstance(a, int) and isinstance(b, int):
         return a // b
     if b == 1:
@@ -149,19 +156,28 @@ def floordiv(a: Dim, b: Dim) -> Dim:
     if a == b:
         return 1
     divisor = list(_terms(b))
-    if len(divisor) == 1:
-        monomial, factor = divisor[0]
-        quotient: dict[Monomial, int] = {}
-        for m, c in _terms(a):
-            powers = dict(m)
-            for atom, power in monomial:
-                powers[atom] = powers.get(atom, 0) - power
-            if c % factor or min(powers.values(), default=0) < 0:
-                break
-            quotient[frozenset((k, v) for k, v in powers.items() if v)] = c // factor
+    exact: dict[Monomial, int] = {}
+    rest: dict[Monomial, int] = {}
+    for m, c in _terms(a):
+        quotient = _divide_term(m, c, *divisor[0]) if len(divisor) == 1 else None
+        if quotient is None:
+            rest[m] = c
         else:
-            return _build(quotient)
-    return _atom(Apply("floordiv", (a, b)))
+            exact[quotient[0]] = quotient[1]
+    whole, remainder = _build(exact), _build(rest)
+    if isinstance(remainder, int) and (remainder == 0 or isinstance(b, int)):
+        return whole if remainder == 0 else whole + remainder // b
+    return whole + _atom(Apply("floordiv", (remainder, b)))
+
+
+def _divide_term(monomial: Monomial, factor: int, by: Monomial, divisor: int) -> tuple[Monomial, int] | None:
+    """The quotient of two terms, None where a remainder is left."""
+    powers = dict(monomial)
+    for atom, power in by:
+        powers[atom] = powers.get(atom, 0) - power
+    if factor % divisor or min(powers.values(), default=0) < 0:
+        return None
+    return frozenset((k, v) for k, v in powers.items() if v), factor // divisor
 
 
 def _extremum(fn: str, pick: Callable[[Iterable[int]], int], dims: tuple[Dim, ...]) -> Dim:

@@ -110,6 +110,11 @@ class Graph:
 
         return to_networkx(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        from graphkb.ir.serialize import flatten_graph, unflatten_graph
+
+        return unflatten_graph, (flatten_graph(self),)
+
     def __str__(self) -> str:
         from graphkb.ir.text import format_graph
 

@@ -21,7 +21,8 @@ class Constant:
     __slots__ = ("_hash", "_key", "array")
 
     def __init__(self, array: Array) -> None:
-        if array.flags.writeable:
+        # A read-only view may look at memory that its owner still changes.
+        if array.flags.writeable or array.base is not None or not array.flags.c_contiguous:
             array = array.copy()
             array.flags.writeable = False
         self.array = array

@@ -88,7 +88,8 @@ class Node:
 
 
 _interned: weakref.WeakValueDictionary[tuple[Any, ...], Node] = weakref.WeakValueDictionary()
-_lock = threading.Lock()
+# Reentrant: the collector may run inside `setdefault`, and a user's finalizer may build nodes.
+_lock = threading.RLock()
 
 
 def make(

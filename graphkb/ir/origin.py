@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import CodeType
 from typing import NamedTuple
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -18,7 +17,7 @@ INTERNAL_FOLDERS: list[str] = [
     os.path.realpath(os.path.join(_PACKAGE, "passes")) + os.sep,
     os.path.realpath(os.path.join(_PACKAGE, "codegen")) + os.sep,
 ]
-_internal_code: dict[CodeType, bool] = {}
+_internal_files: dict[str, bool] = {}
 
 
 class Origin(NamedTuple):
@@ -48,12 +47,10 @@ class _State(threading.local):
 _state = _State()
 
 
-def _is_internal(code: CodeType) -> bool:
-    known = _internal_code.get(code)
+def _is_internal(file: str) -> bool:
+    known = _internal_files.get(file)
     if known is None:
-        name = code.co_filename
-        known = any(name.startswith(folder) for folder in INTERNAL_FOLDERS)
-        _internal_code[code] = known
+        known = _internal_files[file] = any(file.startswith(folder) for folder in INTERNAL_FOLDERS)
     return known
 
 
@@ -63,9 +60,9 @@ def current_origin() -> Origin | None:
         return _state.override
     frame = sys._getframe(1)
     while frame is not None:
-        code = frame.f_code
-        if not _is_internal(code):
-            return Origin(code.co_filename, frame.f_lineno, _state.scope)
+        file = frame.f_code.co_filename
+        if not _is_internal(file):
+            return Origin(file, frame.f_lineno, _state.scope)
         frame = frame.f_back  # type: ignore[assignment]
     return None
 

@@ -23,9 +23,13 @@ def verify(graph: Graph) -> None:
             if node not in inputs:
                 problem = "this placeholder is needed but is not among the inputs"
         elif node.op.kind != "leaf":
-            inferred = node.op.infer(*[i.type for i in node.inputs], **node.attrs)
-            if inferred != node.type:
-                problem = f"the type should be {inferred!r}"
+            try:
+                inferred = node.op.infer(*[i.type for i in node.inputs], **node.attrs)
+            except (ValueError, TypeError) as error:
+                problem = str(error)
+            else:
+                if inferred != node.type:
+                    problem = f"the type should be {inferred!r}"
         if problem is not None:
             names = names or number(graph)
             raise GraphError(f"{format_node(node, names)}\n  ^ {problem}")

@@ -33,7 +33,7 @@ def broadcast_shapes(name: str, *shapes: Shape) -> Shape:
             if dim is None:
                 raise ShapeError(
                     f"{name}: shapes {' and '.join(map(show_shape, shapes))} do not broadcast: "
-                    f"axis {axis - ndim} has {m} and {n}"
+                    f"axis {axis} has {m} and {n}"
                 )
             dims.append(dim)
         result = tuple(dims)
@@ -135,6 +135,12 @@ def _keep_dtype(function: Callable[..., Any]) -> Callable[..., Array]:
     return evaluate
 
 
+def accumulate(reduction: Callable[..., Any], x: Array, **options: Any) -> Array:
+    """A NumPy sum or product in the operand's dtype; float16 is accumulated in float32 and rounded once."""
+    wide = np.dtype(np.float32) if x.dtype == np.float16 else x.dtype
+    return np.asarray(reduction(x, dtype=wide, **options)).astype(x.dtype, copy=False)
+
+
 def numpy_sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)) without overflow: exp is taken of -|x| only."""
     e = np.exp(-np.abs(x))
@@ -150,16 +156,8 @@ _erf = np.frompyfunc(math.erf, 1, 1)
 _erfc = np.frompyfunc(math.erfc, 1, 1)
 
 
-def _numpy_erf(x: Array) -> Array:
-    return np.asarray(_erf(x), x.dtype) if x.size else x
-
-
-def _numpy_erfc(x: Array) -> Array:
-    return np.asarray(_erfc(x), x.dtype) if x.size else x
-
-
-def _float_pow(x: Array, y: Array) -> Array:
-    """x ** y; negative integer exponents of integers give what C's truncation gives instead of an error."""
+def _numpy_pow(x: Array, y: Array) -> Array:
+    """x ** y; integers to negative powers truncate toward zero (0 to a negative power is 0), where NumPy refuses."""
     if x.dtype.kind == "i" and np.any(y < 0):
         with np.errstate(all="ignore"):
             whole = np.power(x, np.maximum(y, 0))
@@ -169,13 +167,12 @@ def _float_pow(x: Array, y: Array) -> Array:
 
 
 def _pow_vjp(g: Node, y: Node, x: Node, p: Node) -> tuple[Node | None, ...]:
-    """d x**p = p x**(p-1) dx + x**p log(x) dp; the logarithm is masked where x <= 0."""
-    one = const_like(1, p)
+    """d x**p = p x**(p-1) dx + x**p log(x) dp; the logarithm counts as 0 where x <= 0."""
     positive = greater(x, 0)
-    log_x = select(positive, log(select(positive, x, const_like(1, x))), const_like(0, x))
-    # p == 0 gives 0 even at x == 0, where 0 * 0**-1 would be NaN.
-    slope = select(equal(p, 0), const_like(0, p), p * power(x, p - one))
-    return g * slope, g * y * log_x
+    log_x = select(positive, log(select(positive, x, 1)), 0)
+    # At x = p = 0 the slope is 0: the exponent is masked, since 0 * 0**-1 would be NaN, here and in later derivatives.
+    origin = make(and_, (equal(x, 0), equal(p, 0)))
+    return g * (p * power(x, select(origin, 1, p) - 1)), g * y * log_x
 
 
 add = _binary("add", np.add, lambda g, y, a, b: (g, g), commutative=True)
@@ -185,7 +182,7 @@ div = _binary("div", _keep_dtype(np.true_divide), lambda g, y, a, b: (g / b, -g 
 # d floor(a / b) = 0 and d (a - b floor(a / b)) = da - floor(a / b) db
 floordiv = _binary("floordiv", np.floor_divide, not_differentiable, cost=8)
 mod = _binary("mod", np.remainder, lambda g, y, a, b: (g, -g * make(floordiv, (a, b))), cost=8)
-pow_ = _binary("pow", _float_pow, _pow_vjp, cost=40)
+pow_ = _binary("pow", _numpy_pow, _pow_vjp, cost=40)
 atan2 = _binary("atan2", np.arctan2, lambda g, z, y, x: (g * x / (x * x + y * y), -g * y / (x * x + y * y)), FLOATS, 30)
 # Ties: the whole gradient goes to the first operand.
 max_ = _binary("maximum", np.maximum, lambda g, y, a, b: _choose(greater_equal(a, b), g), DTYPES, commutative=True)
@@ -205,7 +202,8 @@ not_ = _unary("logical_not", np.logical_not, not_differentiable, BOOL, cost=1)
 
 neg_ = _unary("neg", np.negative, lambda g, y, x: (-g,), NUMBERS, cost=1)
 abs_ = _unary("abs", np.abs, lambda g, y, x: (g * sign(x),), NUMBERS, cost=1)
-sign_ = _unary("sign", np.sign, not_differentiable, NUMBERS, cost=2)
+# As in TensorFlow the slope of sign is 0, but round, floor, ceil and trunc are not connected.
+sign_ = _unary("sign", np.sign, lambda g, y, x: (broadcast_like(const_like(0, x), x),), NUMBERS, cost=2)
 round_ = _unary("round", np.rint, not_differentiable, FLOATS, cost=1)
 floor_ = _unary("floor", np.floor, not_differentiable, FLOATS, cost=1)
 ceil_ = _unary("ceil", np.ceil, not_differentiable, FLOATS, cost=1)
@@ -216,7 +214,7 @@ sqrt_ = _unary("sqrt", np.sqrt, lambda g, y, x: (g * 0.5 / y,), cost=6)
 rsqrt_ = _unary("rsqrt", _keep_dtype(lambda x: 1 / np.sqrt(x)), lambda g, y, x: (g * -0.5 * y / x,), cost=8)
 exp_ = _unary("exp", np.exp, lambda g, y, x: (g * y,))
 exp2_ = _unary("exp2", np.exp2, lambda g, y, x: (g * y * math.log(2),))
-expm1_ = _unary("expm1", np.expm1, lambda g, y, x: (g * (y + 1),), cost=12)
+expm1_ = _unary("expm1", np.expm1, lambda g, y, x: (g * exp(x),), cost=12)  # y + 1 would cancel at y = -1
 log_ = _unary("log", np.log, lambda g, y, x: (g / x,))
 log2_ = _unary("log2", np.log2, lambda g, y, x: (g / (x * math.log(2)),))
 log10_ = _unary("log10", np.log10, lambda g, y, x: (g / (x * math.log(10)),))
@@ -224,23 +222,24 @@ log1p_ = _unary("log1p", np.log1p, lambda g, y, x: (g / (x + 1),), cost=12)
 sin_ = _unary("sin", np.sin, lambda g, y, x: (g * cos(x),), cost=15)
 cos_ = _unary("cos", np.cos, lambda g, y, x: (-g * sin(x),), cost=15)
 tan_ = _unary("tan", np.tan, lambda g, y, x: (g * (1 + y * y),), cost=20)
-asin_ = _unary("asin", np.arcsin, lambda g, y, x: (g * rsqrt(1 - x * x),), cost=15)
-acos_ = _unary("acos", np.arccos, lambda g, y, x: (-g * rsqrt(1 - x * x),), cost=15)
+# (1 - x) (1 + x) keeps the digits that 1 - x^2 loses near +-1; cosh(y) and sinh(y) do not overflow as x^2 does.
+asin_ = _unary("asin", np.arcsin, lambda g, y, x: (g * rsqrt((1 - x) * (1 + x)),), cost=15)
+acos_ = _unary("acos", np.arccos, lambda g, y, x: (-g * rsqrt((1 - x) * (1 + x)),), cost=15)
 atan_ = _unary("atan", np.arctan, lambda g, y, x: (g / (1 + x * x),), cost=15)
 sinh_ = _unary("sinh", np.sinh, lambda g, y, x: (g * cosh(x),), cost=15)
 cosh_ = _unary("cosh", np.cosh, lambda g, y, x: (g * sinh(x),), cost=15)
 tanh_ = _unary("tanh", np.tanh, lambda g, y, x: (g * (1 - y * y),), cost=12)  # d tanh = 1 - tanh^2
-asinh_ = _unary("asinh", np.arcsinh, lambda g, y, x: (g * rsqrt(x * x + 1),), cost=20)
-acosh_ = _unary("acosh", np.arccosh, lambda g, y, x: (g * rsqrt(x * x - 1),), cost=20)
-atanh_ = _unary("atanh", np.arctanh, lambda g, y, x: (g / (1 - x * x),), cost=20)
+asinh_ = _unary("asinh", np.arcsinh, lambda g, y, x: (g / cosh(y),), cost=20)  # cosh(asinh(x)) = sqrt(x^2 + 1)
+acosh_ = _unary("acosh", np.arccosh, lambda g, y, x: (g / sinh(y),), cost=20)  # sinh(acosh(x)) = sqrt(x^2 - 1)
+atanh_ = _unary("atanh", np.arctanh, lambda g, y, x: (g / ((1 - x) * (1 + x)),), cost=20)
 sigmoid_ = _unary("sigmoid", numpy_sigmoid, lambda g, y, x: (g * (y * (1 - y)),), cost=12)
 softplus_ = _unary("softplus", numpy_softplus, lambda g, y, x: (g * sigmoid(x),), cost=22)
-erf_ = _unary("erf", _numpy_erf, lambda g, y, x: (g * exp(-x * x) * (2 / math.sqrt(math.pi)),), cost=15)
-erfc_ = _unary("erfc", _numpy_erfc, lambda g, y, x: (g * exp(-x * x) * (-2 / math.sqrt(math.pi)),), cost=20)
+erf_ = _unary("erf", _keep_dtype(_erf), lambda g, y, x: (g * exp(-x * x) * (2 / math.sqrt(math.pi)),), cost=15)
+erfc_ = _unary("erfc", _keep_dtype(_erfc), lambda g, y, x: (g * exp(-x * x) * (-2 / math.sqrt(math.pi)),), cost=20)
 # The gradient at 0 is 0, which max(x, 0) would not give.
 relu_ = _unary(
     "relu",
-    lambda x: np.maximum(x, 0),
+    lambda x: np.maximum(x, x.dtype.type(0)),
     lambda g, y, x: (select(greater(y, 0), g, const_like(0, g)),),
     NUMBERS,
     1,
@@ -298,7 +297,7 @@ CAST = define(
 def _numpy_unbroadcast(g: Array, x: Array) -> Array:
     extra = g.ndim - x.ndim
     axes = tuple(range(extra)) + tuple(i + extra for i, n in enumerate(x.shape) if n == 1 and g.shape[i + extra] != 1)
-    return np.asarray(np.sum(g, axis=axes, dtype=g.dtype)).reshape(x.shape)
+    return accumulate(np.sum, g, axis=axes).reshape(x.shape)
 
 
 def _infer_unbroadcast(g: TensorType, x: TensorType) -> TensorType:
@@ -335,8 +334,17 @@ Operand = Node | int | float | bool
 
 
 def const_like(value: float, like: Node) -> Node:
-    """A scalar constant in the dtype of a node."""
+    """A scalar constant in the dtype of a node; DTypeError where the dtype can not hold it."""
+    if like.dtype not in FLOATS:
+        check_integer(value, like.dtype)
     return constant(value, like.dtype)
+
+
+def check_integer(value: float, dtype: str) -> None:
+    """DTypeError unless an integer or bool dtype holds the number exactly."""
+    low, high = (0, 1) if dtype == "bool" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    if not low <= value <= high or value != int(value):
+        raise DTypeError(f"the number {value!r} can not be a {dtype}: cast the tensor beside it, or the number, first")
 
 
 def _operands(a: Operand, b: Operand) -> tuple[Node, Node]:

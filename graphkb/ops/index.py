@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphkb.ir.dims import Dim, Shape
+from graphkb.ir.dims import Dim, Shape, show_shape
 from graphkb.ir.errors import DTypeError, ShapeError
 from graphkb.ir.leaves import Array
 from graphkb.ir.node import Node, make
@@ -47,17 +47,23 @@ GATHER = define(
 def _infer_scatter_add(updates: TensorType, indices: TensorType, axis: int, shape: Shape) -> TensorType:
     if indices.dtype not in INTEGERS:
         raise DTypeError(f"scatter_add: the indices must be integers, not {indices.dtype}")
-    if updates.ndim != len(shape) - 1 + indices.ndim:
-        raise ShapeError(f"scatter_add: updates of rank {updates.ndim} do not fit {shape} and {indices.shape}")
+    if not 0 <= axis < len(shape):
+        raise ShapeError(f"scatter_add: axis {axis} does not fit the rank {len(shape)}")
+    expected = (*shape[:axis], *indices.shape, *shape[axis + 1 :])
+    if updates.ndim != len(expected) or any(
+        isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(updates.shape, expected)
+    ):
+        raise ShapeError(f"scatter_add: updates of shape {show_shape(updates.shape)}, expected {show_shape(expected)}")
     return TensorType(updates.dtype, shape)
 
 
 def _numpy_scatter_add(updates: Array, indices: Array, axis: int, shape: tuple[int, ...]) -> Array:
     _check_indices("scatter_add", indices, shape[axis])
-    out = np.zeros((shape[axis], *shape[:axis], *shape[axis + 1 :]), updates.dtype)
+    wide = np.dtype(np.float32) if updates.dtype == np.float16 else updates.dtype
+    out = np.zeros((shape[axis], *shape[:axis], *shape[axis + 1 :]), wide)
     moved = np.moveaxis(updates, range(axis, axis + indices.ndim), range(indices.ndim))
     np.add.at(out, indices.astype(np.int64, copy=False), moved)
-    return np.moveaxis(out, 0, axis)
+    return np.moveaxis(out.astype(updates.dtype, copy=False), 0, axis)
 
 
 SCATTER_ADD = define(
@@ -83,5 +89,7 @@ def scatter_add(updates: Node, indices: Node, axis: int, dims: Shape) -> Node:
 
 def one_hot(indices: Node, classes: Dim, dtype: str) -> Node:
     """1 where the last, new axis counts to the index, else 0; an index out of range gives zeros."""
+    if indices.dtype in ("int8", "uint8", "int16", "uint16"):
+        indices = cast(indices, "int32")  # so that all classes have a number
     row = leaf.iota(classes, indices.dtype)
     return cast(equal(shape.expand_dims(indices, indices.ndim), row), dtype)

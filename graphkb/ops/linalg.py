@@ -32,6 +32,12 @@ def _infer_dot(
         raise DTypeError(f"dot: the operands must have one dtype, not {x.dtype} and {y.dtype}")
     if x.dtype not in NUMBERS:
         raise DTypeError(f"dot: {x.dtype} is not allowed, expected a number type")
+    for batch, contract, t in ((batch_x, contract_x, x), (batch_y, contract_y, y)):
+        axes = (*batch, *contract)
+        if len(set(axes)) != len(axes) or not all(0 <= a < t.ndim for a in axes):
+            raise ShapeError(f"dot: batch axes {batch} and contracted axes {contract} do not fit the rank {t.ndim}")
+    if len(batch_x) != len(batch_y) or len(contract_x) != len(contract_y):
+        raise ShapeError("dot: both operands need as many batch axes and as many contracted axes")
     for a, b in (*zip(batch_x, batch_y), *zip(contract_x, contract_y)):
         m, n = x.shape[a], y.shape[b]
         if isinstance(m, int) and isinstance(n, int) and m != n:
@@ -39,10 +45,10 @@ def _infer_dot(
                 f"dot: shapes {show_shape(x.shape)} and {show_shape(y.shape)} do not fit: "
                 f"axis {a} of the first has {m}, axis {b} of the second has {n}"
             )
-    batch = [_known(x.shape[a], y.shape[b]) for a, b in zip(batch_x, batch_y)]
+    shared = [_known(x.shape[a], y.shape[b]) for a, b in zip(batch_x, batch_y)]
     left = [x.shape[a] for a in _free(x.ndim, batch_x, contract_x)]
     right = [y.shape[a] for a in _free(y.ndim, batch_y, contract_y)]
-    return TensorType(x.dtype, (*batch, *left, *right))
+    return TensorType(x.dtype, (*shared, *left, *right))
 
 
 def _numpy_dot(x: Array, y: Array, batch_x: Axes, batch_y: Axes, contract_x: Axes, contract_y: Axes) -> Array:

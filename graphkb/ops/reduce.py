@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from graphkb.ir.dims import Dim, Shape, product
+from graphkb.ir.dims import Dim, Shape, product, show_shape
 from graphkb.ir.errors import DTypeError, ShapeError
 from graphkb.ir.leaves import Array
 from graphkb.ir.node import Node, make
 from graphkb.ir.op import Op, define, not_differentiable
 from graphkb.ir.types import BOOL, DTYPES, NUMBERS, TensorType
 from graphkb.ops import leaf, shape
-from graphkb.ops.elementwise import cast, const_like, equal, select
+from graphkb.ops.elementwise import accumulate, cast, const_like, equal, select
 
 Axes = tuple[int, ...]
 
@@ -35,7 +35,7 @@ def _reduction(
         if any(not 0 <= a < x.ndim for a in axes) or len(set(axes)) != len(axes):
             raise ShapeError(f"{name}: axes {axes} do not fit the rank {x.ndim}")
         if needs_elements and any(x.shape[a] == 0 for a in axes):
-            raise ShapeError(f"{name}: there is no {name} of zero elements (axes {axes} of {x.shape})")
+            raise ShapeError(f"{name}: there is no {name} of zero elements: axes {axes} of {show_shape(x.shape)}")
         return TensorType(x.dtype, reduced_shape(x.shape, axes, keepdims))
 
     return infer
@@ -73,11 +73,11 @@ def _prod_vjp(g: Node, y: Node, x: Node, axes: Axes, keepdims: bool) -> tuple[No
 
 
 def _numpy_sum(x: Array, axes: Axes, keepdims: bool) -> Array:
-    return np.asarray(np.sum(x, axis=axes, keepdims=keepdims, dtype=x.dtype))
+    return accumulate(np.sum, x, axis=axes, keepdims=keepdims)
 
 
 def _numpy_prod(x: Array, axes: Axes, keepdims: bool) -> Array:
-    return np.asarray(np.prod(x, axis=axes, keepdims=keepdims, dtype=x.dtype))
+    return accumulate(np.prod, x, axis=axes, keepdims=keepdims)
 
 
 def _reduce_op(name: str, numpy: Callable[..., Any], vjp: Any, allowed: tuple[str, ...], nonempty: bool = False) -> Op:
@@ -120,7 +120,7 @@ def _infer_arg(name: str) -> Callable[[TensorType, int], TensorType]:
         if not 0 <= axis < x.ndim:
             raise ShapeError(f"{name}: axis {axis} does not fit the rank {x.ndim}")
         if x.shape[axis] == 0:
-            raise ShapeError(f"{name}: there is no {name} of zero elements (axis {axis} of {x.shape})")
+            raise ShapeError(f"{name}: there is no {name} of zero elements: axis {axis} of {show_shape(x.shape)}")
         return TensorType("int64", reduced_shape(x.shape, (axis,), False))
 
     return infer
@@ -149,7 +149,7 @@ ARGMIN = define(
 def _cumulative(ufunc: Any) -> Callable[..., Array]:
     def evaluate(x: Array, axis: int, exclusive: bool, reverse: bool) -> Array:
         y = np.flip(x, axis) if reverse else x
-        out = np.asarray(ufunc.accumulate(y, axis=axis, dtype=x.dtype))
+        out = accumulate(ufunc.accumulate, y, axis=axis)
         if exclusive and out.shape[axis]:
             shifted = np.empty_like(out)
             head = [slice(None)] * x.ndim

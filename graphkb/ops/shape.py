@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -142,8 +143,11 @@ def slice_(x: Node, starts: Shape, sizes: Shape, steps: Steps | None = None) -> 
 
 
 def slice_bounds(n: Dim, item: slice) -> tuple[Dim, Dim, int]:
-    """Python's slice of an axis of size n as (start, size, step); exact for unknown n too."""
-    step = 1 if item.step is None else int(item.step)
+    """Python's slice of an axis of size n as (start, size, step); exact for unknown n too.
+
+    A symbolic start or stop counts from the beginning of the axis: its sign is not known when the graph is built.
+    """
+    step = 1 if item.step is None else index(item.step)
     if step == 0:
         raise ValueError("slice: the step must not be 0")
     if isinstance(n, int) and not isinstance(item.start, Expr) and not isinstance(item.stop, Expr):
@@ -154,9 +158,10 @@ def slice_bounds(n: Dim, item: slice) -> tuple[Dim, Dim, int]:
     def clamp(value: Any, default: Dim) -> Dim:
         if value is None:
             return default
-        if isinstance(value, int) and value < 0:
-            return maximum(n + value, low)
-        return minimum(value, high)
+        if isinstance(value, Expr):
+            return maximum(minimum(value, high), low)
+        value = index(value)
+        return maximum(n + value, low) if value < 0 else minimum(value, high)
 
     start = clamp(item.start, low if step > 0 else high)
     stop = clamp(item.stop, high if step > 0 else low)
@@ -202,7 +207,9 @@ PAD = define(
 
 def pad(x: Node, starts: Shape, steps: Steps, shape: Shape) -> Node:
     """`x` placed into zeros of `shape`."""
-    return x if shape == x.shape else make(PAD, (x,), {"starts": starts, "steps": steps, "shape": shape})
+    if shape == x.shape and all(s == 1 for s in steps):
+        return x
+    return make(PAD, (x,), {"starts": starts, "steps": steps, "shape": shape})
 
 
 def _infer_concatenate(*types: TensorType, axis: int) -> TensorType:
