@@ -1,0 +1,189 @@
+"""The kinds of workloads: forward computations, training steps, compilation, processes, memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from benchmarks.harness import Contestant, Entry, Job
+from benchmarks.peers.base import Arrays, Peer, Training
+
+
+class Workload(Protocol):
+    """Anything that can name itself and make a Job for some peers."""
+
+    @property
+    def name(self) -> str: ...
+
+    def job(self, peers: Sequence[Peer]) -> Job: ...
+
+
+def double(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [a.astype(np.float64) for a in arrays]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A pure computation.
+
+    inputs: makes the named arrays that each call gets.
+    params: makes the arrays that the library holds as weights.
+    reference: (*params, *inputs) in float64 -> the answer.
+    tolerance: the largest |answer - reference| over the largest |reference|.
+    expressions: dialect -> expression(library, *params, *inputs), a string for numexpr. A dialect that is not
+        there does not take part.
+    """
+
+    name: str
+    what: str
+    inputs: Callable[[], Arrays]
+    reference: Callable[..., np.ndarray]
+    tolerance: float
+    expressions: Mapping[str, Any]
+    params: Callable[[], Sequence[np.ndarray]] = tuple
+    ulps: bool = False
+
+    def job(self, peers: Sequence[Peer]) -> Job:
+        inputs, params = self.inputs(), self.params()
+
+        def entry(peer: Peer) -> Entry:
+            return Entry(peer.name, lambda: peer.forward(self.expressions[peer.dialect], inputs, params))
+
+        def reference() -> list[np.ndarray]:
+            return [np.asarray(self.reference(*double(params), *double(list(inputs.values()))))]
+
+        entries = [entry(peer) for peer in peers if peer.dialect in self.expressions]
+        return Job(self.name, self.what, entries, reference, self.tolerance, self.ulps)
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """One step of SGD with momentum; what is checked is the change of the weights after three steps.
+
+    gradients: (params, *inputs) -> a gradient for each weight, in their dtype: NumPy's way and the reference.
+    losses: dialect -> loss(library, params, *inputs), differentiated by the library itself.
+    """
+
+    name: str
+    what: str
+    inputs: Callable[[], Arrays]
+    params: Callable[[], Sequence[np.ndarray]]
+    gradients: Callable[..., Sequence[np.ndarray]]
+    tolerance: float
+    losses: Mapping[str, Any]
+    rate: float = 0.01
+    momentum: float = 0.9
+    steps: int = 3
+
+    def job(self, peers: Sequence[Peer]) -> Job:
+        inputs, params = self.inputs(), self.params()
+        losses = {**self.losses, "numpy": self.gradients}
+
+        def entry(peer: Peer) -> Entry:
+            training = Training(losses[peer.dialect], params, inputs, self.rate, self.momentum, self.steps)
+            return Entry(peer.name, lambda: peer.training(training))
+
+        def reference() -> list[np.ndarray]:
+            weights, arrays = double(params), double(list(inputs.values()))
+            velocities = [np.zeros_like(w) for w in weights]
+            for _ in range(self.steps):
+                gradients = self.gradients(weights, *arrays)
+                velocities = [self.momentum * v - self.rate * g for v, g in zip(velocities, gradients)]
+                weights = [w + v for w, v in zip(weights, velocities)]
+            return [w - p for w, p in zip(weights, double(params))]
+
+        entries = [entry(peer) for peer in peers if peer.dialect in losses]
+        return Job(self.name, self.what, entries, reference, self.tolerance)
+
+
+@dataclass(frozen=True)
+class Compile:
+    """Seconds from nothing to the first answer of another workload; caches are emptied before each time."""
+
+    name: str
+    of: Forward | TrainingStep
+
+    def job(self, peers: Sequence[Peer]) -> Job:
+        compiled = [peer for peer in peers if peer.dialect not in ("numpy", "numexpr")]
+        inner = {entry.peer: entry for entry in self.of.job(compiled).entries}
+
+        def entry(peer: Peer) -> Entry:
+            def first_call() -> Any:
+                contestant = inner[peer.name].build()
+                return eval(contestant.statement, contestant.names)
+
+            return Entry(peer.name, lambda: Contestant("f()", {"f": first_call}, before=peer.forget))
+
+        entries = [entry(peer) for peer in compiled if peer.name in inner]
+        return Job(self.name, f"build, compile and first call of {self.of.name}", entries)
+
+
+@dataclass(frozen=True)
+class Process:
+    """Seconds that a fresh Python takes for one line of code, the start of Python included."""
+
+    name: str
+    what: str
+    code: Mapping[str, str] = field(default_factory=dict)  # dialect -> a line of Python
+
+    def job(self, peers: Sequence[Peer]) -> Job:
+        entries = []
+        for dialect in dict.fromkeys(peer.dialect for peer in peers if peer.dialect in self.code):
+            command = [sys.executable, "-c", self.code[dialect]]
+
+            def build(command: list[str] = command) -> Contestant:
+                names = {"run": subprocess.run, "command": command}
+                return Contestant("run(command, check=True, capture_output=True)", names, before=lambda: None)
+
+            entries.append(Entry(next(p.name for p in peers if p.dialect == dialect), build))
+        return Job(self.name, self.what, entries)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Kilobytes that stay behind per object made and dropped, in a fresh process.
+
+    code: dialect -> Python that defines make(i), which makes and uses one compiled function.
+    """
+
+    name: str
+    what: str
+    code: Mapping[str, str]
+    count: int = 1000
+
+    def job(self, peers: Sequence[Peer]) -> Job:
+        def entry(peer: Peer) -> Entry:
+            source = self.code[peer.dialect] + MEMORY_LOOP.format(count=self.count, first=self.count // 5)
+            command = [sys.executable, "-c", source]
+
+            def measure() -> float:
+                return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+            return Entry(peer.name, lambda: Contestant("measure()", {"measure": measure}))
+
+        entries = [entry(peer) for peer in peers if peer.dialect in self.code]
+        return Job(self.name, self.what, entries, unit="kB")
+
+
+# The first fifth fills allocator pools and caches of bounded size; what grows after that grows for ever.
+MEMORY_LOOP = """
+import gc
+
+def resident_kb():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+
+for i in range({first}):
+    make(i)
+gc.collect()
+before = resident_kb()
+for i in range({count}):
+    make(i)
+gc.collect()
+print((resident_kb() - before) / {count})
+"""
