@@ -36,6 +36,9 @@ _DTYPES = (
     *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)),
 )
 _LOCKS = {"none": Lock.NONE, "shared": Lock.SHARED, "exclusive": Lock.EXCLUSIVE}
+_DESCRS = {name: np.dtype(name) for name in _DTYPES}
+_RUN_RELEASED = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
+_RUN_HELD = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 _NEW_FROM_DESCR, _ARRAY_TYPE = 94, 2
 _METH_KEYWORDS, _METH_FASTCALL = 0x02, 0x80
 
@@ -147,7 +150,7 @@ def run_context(
         ValueError: an array's count, dtype, shape or memory is not as `spec` says.
     """
     if arrays_out is None:
-        arrays_out = [np.empty(shape, dtype) for dtype, shape in spec.outputs]
+        arrays_out = [np.empty(shape, _DESCRS[dtype]) for dtype, shape in spec.outputs]
     _check("input", spec.inputs, arrays_in)
     _check("output", spec.outputs, arrays_out)
     if not all(array.flags.writeable for array in arrays_out):
@@ -155,10 +158,7 @@ def run_context(
     addresses = (*map(_address, arrays_in), *spec.bound, *map(_address, arrays_out))
     args = (ctypes.c_void_p * max(len(addresses), 1))(*addresses)
     memory = np.empty(spec.workspace_bytes + WORKSPACE_ALIGNMENT, np.uint8)
-    prototype = (ctypes.CFUNCTYPE if spec.release_gil else ctypes.PYFUNCTYPE)(
-        None, ctypes.c_void_p, ctypes.c_void_p
-    )
-    run = prototype(spec.run)
+    run = (_RUN_RELEASED if spec.release_gil else _RUN_HELD)(spec.run)
     lock = _LOCKS[spec.lock]
     if lock == Lock.NONE:
         run(ctypes.addressof(args), _aligned(memory))
@@ -172,7 +172,7 @@ def _check(role: str, wanted: Signature, arrays: Sequence[Array]) -> None:
     if len(arrays) != len(wanted):
         raise ValueError(f"run_context: expected {len(wanted)} {role}s, got {len(arrays)}")
     for index, (array, (dtype, shape)) in enumerate(zip(arrays, wanted)):
-        if array.dtype != dtype or array.shape != shape:
+        if array.dtype != _DESCRS[dtype] or array.shape != shape:
             raise ValueError(
                 f"run_context: {role} {index} is {array.dtype}{list(array.shape)}, expected {dtype}{list(shape)}"
             )
@@ -196,7 +196,7 @@ def _type_numbers() -> dict[str, tuple[int, int]]:
         same[one.kind, one.itemsize].append(one.num)
     numbers: dict[str, tuple[int, int]] = {}
     for name in _DTYPES:
-        one = np.dtype(name)
+        one = _DESCRS[name]
         others = [number for number in same[one.kind, one.itemsize] if number != one.num]
         numbers[name] = (one.num, others[0] if others else one.num)
     return numbers
@@ -219,7 +219,7 @@ class _Specialization:
         self.spec = spec
         self.words = np.zeros(args + n_inputs + n_bound + n_outputs, np.int64)
         self.address = start = _address(self.words)
-        self._descrs = [np.dtype(dtype) for dtype, _ in arrays]
+        self._descrs = [_DESCRS[dtype] for dtype, _ in arrays]
         self._workspace = np.empty(spec.workspace_bytes + WORKSPACE_ALIGNMENT, np.uint8)
         self.words[args + n_inputs : args + n_inputs + n_bound] = spec.bound
         for index, (descr, (dtype, shape)) in enumerate(zip(self._descrs, arrays)):
