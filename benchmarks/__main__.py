@@ -13,9 +13,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description="Run named workloads on graphkb and on every installed peer, in turns, in one process. "
         "Every answer is checked against float64 NumPy before its time counts.",
     )
-    parser.add_argument(
-        "workloads", nargs="*", metavar="workload", help="names or themes (default: all; see --list)"
-    )
+    parser.add_argument("workloads", nargs="*", metavar="workload", help="names or themes (default: all; see --list)")
     parser.add_argument("--peers", nargs="+", metavar="PEER", help="only these contestants")
     parser.add_argument("--threads", type=int, default=1, help="threads for each contestant (default: 1)")
     parser.add_argument("--json", metavar="FILE", help="also write everything there")

@@ -144,9 +144,7 @@ def largest_ulp(answer: np.ndarray, reference: np.ndarray) -> float:
     return float(np.max(np.abs(answer.astype(np.float64) - reference) / spacing))
 
 
-def run_job(
-    job: Job, settings: Settings, progress: Callable[[str], None] = lambda text: None
-) -> list[Result]:
+def run_job(job: Job, settings: Settings, progress: Callable[[str], None] = lambda text: None) -> list[Result]:
     """Build, check and time every contestant of a job; one Result each, in the order of the entries."""
     if job.unit != "s":
         return [read_figure(entry, job, settings, progress) for entry in job.entries]

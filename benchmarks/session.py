@@ -83,9 +83,7 @@ def measure(
     results: list[Result] = []
     for workload in workloads:
         job = workload.job(peers)
-        missing = [
-            Result(job.name, e.peer, "absent", absent[e.peer]) for e in job.entries if e.peer in absent
-        ]
+        missing = [Result(job.name, e.peer, "absent", absent[e.peer]) for e in job.entries if e.peer in absent]
         job.entries = [e for e in job.entries if e.peer not in absent]
         done = run_job(job, settings, show_progress) + missing
         show_progress("")

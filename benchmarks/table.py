@@ -19,9 +19,7 @@ def duration(seconds: float) -> str:
 
 def digits(value: float) -> str:
     """About three digits."""
-    return (
-        f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"
-    )
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"
 
 
 def figure(result: Result) -> str:
@@ -85,7 +83,5 @@ def summary(results: Iterable[Result]) -> str:
             f"{name:16} {mine:>11} {figure(best) if best else '-':>11}  {best.peer if best else '':15} "
             f"{f'{share:.2f}x' if share is not None else '':>7}".rstrip()
         )
-    lines.append(
-        "ratio: graphkb's median over the best peer's, below 1 is faster. *: fewer than seven batches"
-    )
+    lines.append("ratio: graphkb's median over the best peer's, below 1 is faster. *: fewer than seven batches")
     return "\n".join(lines)

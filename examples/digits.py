@@ -1,9 +1,8 @@
 """Handwritten digits from a lazy graph to a shared library: build, differentiate, train, dump, compile, call.
 
 Run it with `python examples/digits.py [--out DIR] [--epochs N]`. It needs nothing but graphkb and the data
-file beside it, draws its progress bar with tqdm if that is installed, and calls the library from C if there is
-a C compiler. The exit code is 1 if the test accuracy stays below 0.97 or if two ways to compute the answers
-disagree.
+file beside it, draws its progress bar with tqdm if that is installed, and calls the library from C if there
+is a C compiler. The exit code is 1 if the test accuracy stays below 0.97 or if any answers disagree.
 """
 
 from __future__ import annotations
@@ -60,9 +59,7 @@ def load_digits(seed: int = 0) -> Digits:
 def show_scan(pixels: np.ndarray) -> str:
     """One scan as eight lines of text, darker where there is more ink."""
     shades = np.array(list(" .:-=+*#@"))
-    return "\n".join(
-        "    " + "".join(2 * s for s in row) for row in shades[(pixels.reshape(8, 8) * 8).astype(int)]
-    )
+    return "\n".join("    " + "".join(2 * s for s in row) for row in shades[(pixels.reshape(8, 8) * 8).astype(int)])
 
 
 # --- 2. the network ---
@@ -120,9 +117,7 @@ def train(net: Network, data: Digits, epochs: int, seed: int = 0) -> float:
     for epoch in progress(range(epochs), f"{epochs} epochs"):
         order = rng.permutation(len(data.train_x))
         losses = []
-        for start in range(
-            0, len(order), BATCH
-        ):  # the last batch is smaller: the graph takes any number of rows
+        for start in range(0, len(order), BATCH):  # the last batch is smaller: the graph takes any number of rows
             rows = order[start : start + BATCH]
             losses.append(float(net.train_step([data.train_x[rows], targets[rows]])[0]))
         if not np.isfinite(losses[-1]):
@@ -168,9 +163,7 @@ def run_in_c(out: Path, images: np.ndarray) -> np.ndarray | None:
     program = out / "digits"
     command = [cc, "-O1", "-Wall", "-Werror", f"-I{out}", str(HERE / "digits.c"), str(out / "digits.so")]
     subprocess.run([*command, f"-Wl,-rpath,{out}", "-o", str(program)], check=True)
-    printed = subprocess.run(
-        [str(program), str(out / "images.bin")], check=True, capture_output=True, text=True
-    ).stdout
+    printed = subprocess.run([str(program), str(out / "images.bin")], check=True, capture_output=True, text=True).stdout
     return np.array(printed.split(), dtype=np.int64)
 
 
@@ -179,9 +172,7 @@ def run_in_c(out: Path, images: np.ndarray) -> np.ndarray | None:
 
 def main(argv: list[str] | None = None) -> int:
     """Do it all and say what happens; return the exit code."""
-    parser = argparse.ArgumentParser(
-        description="Train, dump and compile a classifier for handwritten digits."
-    )
+    parser = argparse.ArgumentParser(description="Train, dump and compile a classifier for handwritten digits.")
     parser.add_argument("--out", type=Path, default=Path("digits-out"), help="folder for what is written")
     parser.add_argument("--epochs", type=int, default=30, help="passes over the training scans")
     args = parser.parse_args(argv)
@@ -189,9 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
 
     data = load_digits()
-    print(
-        f"{len(data.train_x)} scans for training, {len(data.test_x)} for the test. The first: a {data.train_y[0]}"
-    )
+    print(f"{len(data.train_x)} scans to train on, {len(data.test_x)} to test with. A {data.train_y[0]}:")
     print(show_scan(data.train_x[0]))
 
     net = build_network()
@@ -211,9 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     graphkb.compile(net.predict, str(out / "digits.so"), prefix="digits")
     print(
         "\n"
-        + "\n".join(
-            f"wrote {path}" for path in sorted(out.iterdir()) if path.suffix in (".svg", ".so", ".h", ".o")
-        )
+        + "\n".join(f"wrote {path}" for path in sorted(out.iterdir()) if path.suffix in (".svg", ".so", ".h", ".o"))
     )
 
     with graphkb.options(mode="interpret"):
@@ -227,9 +214,7 @@ def main(argv: list[str] | None = None) -> int:
         print("digits.so from C: skipped, no C compiler (cc, gcc or clang) on the path")
     else:
         same = np.array_equal(from_c, answers.argmax(axis=-1))
-        print(
-            f"digits.so from C: {len(from_c)} predicted classes, {'all the same' if same else 'NOT the same'}"
-        )
+        print(f"digits.so from C: {len(from_c)} predicted classes, {'all the same' if same else 'NOT the same'}")
         agree &= same
 
     if reached < GOAL:

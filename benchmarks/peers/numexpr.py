@@ -27,6 +27,4 @@ class NumExpr(Peer):
         arrays = dict(inputs)
         if (problem := numexpr.validate(expression, local_dict=arrays)) is not None:
             raise problem
-        return Contestant(
-            "evaluate(e, local_dict=d)", {"evaluate": numexpr.evaluate, "e": expression, "d": arrays}
-        )
+        return Contestant("evaluate(e, local_dict=d)", {"evaluate": numexpr.evaluate, "e": expression, "d": arrays})

@@ -37,6 +37,4 @@ class NumPy(Peer):
                 v -= rate * g
                 w += v
 
-        return Contestant(
-            call_text(job.inputs), {"f": f, **job.inputs}, changes(job, lambda: weights), calls=job.steps
-        )
+        return Contestant(call_text(job.inputs), {"f": f, **job.inputs}, changes(job, lambda: weights), calls=job.steps)

@@ -66,7 +66,5 @@ class OnnxRuntime(Peer):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self.threads
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return Contestant("run(None, feeds)[0]", {"run": session.run, "feeds": dict(inputs)})

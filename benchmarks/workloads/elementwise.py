@@ -31,13 +31,9 @@ def fused(name: str, size: int) -> Forward:
             "graphkb": lambda K, x, a, b, c: K.tanh(a * x + b) * K.sigmoid(c * x) + K.exp(-x * x),
             "numpy": lambda np, x, a, b, c: np.tanh(a * x + b) * formulas.sigmoid(c * x) + np.exp(-x * x),
             "numexpr": "tanh(a*x+b) / (1 + exp(-(c*x))) + exp(-x*x)",
-            "jax": lambda jax, x, a, b, c: (
-                jax.numpy.tanh(a * x + b) * jax.nn.sigmoid(c * x) + jax.numpy.exp(-x * x)
-            ),
+            "jax": lambda jax, x, a, b, c: jax.numpy.tanh(a * x + b) * jax.nn.sigmoid(c * x) + jax.numpy.exp(-x * x),
             "pytensor": lambda pt, x, a, b, c: pt.tanh(a * x + b) * pt.sigmoid(c * x) + pt.exp(-x * x),
-            "torch": lambda torch, x, a, b, c: (
-                torch.tanh(a * x + b) * torch.sigmoid(c * x) + torch.exp(-x * x)
-            ),
+            "torch": lambda torch, x, a, b, c: torch.tanh(a * x + b) * torch.sigmoid(c * x) + torch.exp(-x * x),
             "onnx": lambda g, x, a, b, c: g.Add(
                 g.Mul(g.Tanh(g.Add(g.Mul(a, x), b)), g.Sigmoid(g.Mul(c, x))), g.Exp(g.Neg(g.Mul(x, x)))
             ),
