@@ -109,11 +109,11 @@ def emit_entry(layout: Layout) -> str:
         return str(offsets[match[1]])
 
     text = re.sub(r"<([A-Za-z]+\.\w+)>", number, _TEMPLATE)
-    return _FIELD.sub(_expand_field, text) + LOCK_IR
+    return re.sub(_FIELD, _expand_field, text) + LOCK_IR
 
 
 # `%x = field T %base + n` stands for the address computation and the load.
-_FIELD = re.compile(r"^  (%[\w.]+) = field (\w+) (%[\w.]+) \+ (\d+)$", re.MULTILINE)
+_FIELD = r"(?m)^  (%[\w.]+) = field (\w+) (%[\w.]+) \+ (\d+)$"
 
 
 def _expand_field(match: re.Match[str]) -> str:
