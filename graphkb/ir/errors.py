@@ -1,4 +1,4 @@
-"""The errors of graphkb, all of them ValueErrors or TypeErrors, as Keras code expects to catch."""
+"""The errors of graphkb, all of them ValueErrors or TypeErrors, as Keras code expects to catch; and its warnings."""
 
 from __future__ import annotations
 
@@ -25,3 +25,15 @@ class InputError(ValueError):
 
 class CompileError(ValueError):
     """A graph that can not be compiled ahead of time: the text names the nodes and says why."""
+
+
+class OptionError(ValueError):
+    """An option that does not exist, or a value that it does not take."""
+
+
+class RecompileError(ValueError):
+    """New input shapes that would need another specialization, where the options forbid that."""
+
+
+class RecompileWarning(UserWarning):
+    """A function that was specialized already was specialized again, for other input shapes."""

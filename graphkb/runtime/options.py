@@ -1,0 +1,179 @@
+"""The options in force: environment variables give the defaults, `options(...)` overrides them for a block."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ContextDecorator
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+from graphkb.ir.errors import OptionError
+
+MODES = ("auto", "native", "interpret")
+ON_RECOMPILE = ("silent", "warn", "error")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How functions are compiled and run. A function keeps the options that were in force when it was made.
+
+    Attributes:
+        mode: "auto" compiles what is worth it and can be native, and interprets the rest; without llvmlite it
+            interprets everything. "native" compiles everything that can be native, however small; nodes that
+            can not be are interpreted. "interpret" compiles nothing.
+        debug: verify the graph after every pass.
+        dump: a folder that receives the text of every stage of each compilation; None writes nothing.
+        target: the name of the machine that code is made for, such as "x86-64-v3"; "host" is this one.
+        on_recompile: what happens when a function that was specialized already meets new input shapes: nothing,
+            a RecompileWarning, or a RecompileError.
+        cache_size: how many specializations a function keeps; beyond that the one longest unused is dropped.
+    """
+
+    mode: str = "auto"
+    debug: bool = False
+    dump: str | None = None
+    target: str = "host"
+    on_recompile: str = "silent"
+    cache_size: int = 64
+
+
+VARIABLES = {
+    "mode": "GRAPHKB_MODE",
+    "debug": "GRAPHKB_DEBUG",
+    "dump": "GRAPHKB_DUMP",
+    "target": "GRAPHKB_TARGET",
+    "on_recompile": "GRAPHKB_ON_RECOMPILE",
+    "cache_size": "GRAPHKB_CACHE_SIZE",
+}
+"""The environment variable of each option. One that is not set, or empty, leaves the default."""
+
+
+def _choice(allowed: tuple[str, ...]) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        if isinstance(value, str) and value in allowed:
+            return value
+        raise ValueError(f"expected {_alternatives(allowed)}")
+
+    return check
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    word = value.lower() if isinstance(value, str) else str(value) if isinstance(value, int) else ""
+    if word in known:
+        return known[word]
+    raise ValueError("expected True or False (in the environment: 1 or 0)")
+
+
+def _folder(value: object) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, (str, os.PathLike)):
+        path = os.fspath(value)
+        if isinstance(path, str) and path:
+            return path
+    raise ValueError("expected the path of a folder, or None")
+
+
+def _target(value: object) -> str:
+    from graphkb.codegen.target import TARGETS
+
+    return _choice(("host", *TARGETS))(value)
+
+
+def _count(value: object) -> int:
+    try:
+        count = int(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else 0
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise ValueError("expected an integer of at least 1")
+    return count
+
+
+_CHECKS: dict[str, Callable[[object], Any]] = {
+    "mode": _choice(MODES),
+    "debug": _flag,
+    "dump": _folder,
+    "target": _target,
+    "on_recompile": _choice(ON_RECOMPILE),
+    "cache_size": _count,
+}
+
+_override: ContextVar[Mapping[str, Any] | None] = ContextVar("graphkb_options", default=None)
+
+
+def current() -> Options:
+    """The options in force here: the defaults, the environment over them, and the blocks around this call over both.
+
+    Raises:
+        OptionError: an environment variable has a value that its option does not take.
+    """
+    inner = _override.get() or {}
+    chosen = dict(inner)
+    for name, variable in VARIABLES.items():
+        text = os.environ.get(variable)
+        if text and name not in inner:
+            chosen[name] = _checked(name, text, f"the environment variable {variable}")
+    return Options(**chosen)
+
+
+class options(ContextDecorator):  # noqa: N801 - it reads as a function
+    """Override options for a block, in this thread (or task) only; blocks nest, and it may decorate a function.
+
+        with graphkb.options(mode="interpret"):
+            f = K.function([x], [y])
+
+    Args:
+        **chosen: attributes of `Options`.
+
+    Raises:
+        OptionError: there is no such option, or it does not take that value.
+    """
+
+    def __init__(self, **chosen: Any) -> None:
+        self._chosen = {name: _checked(name, value, f"options: {name}") for name, value in chosen.items()}
+        self._tokens: list[Token[Mapping[str, Any] | None]] = []
+
+    def __enter__(self) -> Options:
+        self._tokens.append(_override.set({**(_override.get() or {}), **self._chosen}))
+        return current()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _override.reset(self._tokens.pop())
+
+    def _recreate_cm(self) -> options:
+        """A decorated function may run in several threads at once: each call gets tokens of its own."""
+        fresh = options()
+        fresh._chosen = self._chosen
+        return fresh
+
+
+def resolve(given: Options | Mapping[str, Any] | None) -> Options:
+    """The options meant by an argument: all of them, some as a mapping over the current ones, or the current ones."""
+    if isinstance(given, Options):
+        return given
+    if given is None:
+        return current()
+    return replace(current(), **{name: _checked(name, value, f"options: {name}") for name, value in given.items()})
+
+
+def _checked(name: str, value: object, where: str) -> Any:
+    check = _CHECKS.get(name)
+    if check is None:
+        raise OptionError(f"options: there is no option {name!r}; expected one of {', '.join(_CHECKS)}")
+    try:
+        return check(value)
+    except ValueError as error:
+        raise OptionError(f"{where} is {value!r}: {error}") from None
+
+
+def _alternatives(words: tuple[str, ...]) -> str:
+    return f"{', '.join(map(repr, words[:-1]))} or {words[-1]!r}"

@@ -1,0 +1,161 @@
+"""Reports: which steps of a compiled function are native, which are interpreted and why, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from graphkb.ir.graph import Graph
+from graphkb.ir.node import Node
+
+Cost = tuple[int, int]
+"""Floating-point (or integer) operations, and bytes read and written."""
+
+
+@dataclass(frozen=True)
+class ReportStep:
+    """One kernel or one interpreted node.
+
+    Attributes:
+        name: the kernel's name, or the node's op.
+        native: whether it is machine code; else it is interpreted.
+        reason: why it is not native; empty for a native one.
+        type: the type of its result, as in `float32[32, 10]`.
+        lines: the user's lines that it comes from, as in `train.py:35`.
+        flops: estimated scalar operations; a transcendental function counts about 10 an element.
+        bytes: estimated bytes read and written in memory.
+    """
+
+    name: str
+    native: bool
+    reason: str
+    type: str
+    lines: tuple[str, ...]
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a function for one set of input shapes. `str` gives it as a table.
+
+    Attributes:
+        name: the function's name.
+        inputs: the inputs' types.
+        steps: in the order in which they run.
+        planned_bytes: the memory for intermediate values that was planned ahead; None where nothing was planned.
+        note: what else is to be known, such as why nothing is native.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    steps: tuple[ReportStep, ...]
+    planned_bytes: int | None = None
+    note: str = ""
+
+    @property
+    def native(self) -> int:
+        """The number of native steps."""
+        return sum(step.native for step in self.steps)
+
+    @property
+    def interpreted(self) -> int:
+        """The number of interpreted steps."""
+        return len(self.steps) - self.native
+
+    def __str__(self) -> str:
+        head = f"{self.name}({', '.join(self.inputs)}): {self.native} native, {self.interpreted} interpreted"
+        if self.planned_bytes is not None:
+            head += f", {_amount(self.planned_bytes, 'B')} planned"
+        lines = [head]
+        if self.note:
+            lines.append(f"  {self.note}")
+        rows = [
+            (
+                str(index),
+                "native" if step.native else "interpreted",
+                step.name,
+                step.type,
+                _amount(step.flops, "flop"),
+                _amount(step.bytes, "B"),
+                _lines(step.lines),
+            )
+            for index, step in enumerate(self.steps)
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in range(7)] if rows else []
+        for row, step in zip(rows, self.steps):
+            cells = [cell.rjust(n) if i in (0, 4, 5) else cell.ljust(n) for i, (cell, n) in enumerate(zip(row, widths))]
+            lines.append(("  " + "  ".join(cells)).rstrip() + (f"  ({step.reason})" if step.reason else ""))
+        return "\n".join(lines) + "\n"
+
+
+def interpreted_step(node: Node, reason: str) -> ReportStep:
+    """The entry of a node that is interpreted."""
+    flops, nbytes = estimate(node)
+    return ReportStep(node.op.name, False, reason, repr(node.type), origin_lines([node]), flops, nbytes)
+
+
+def origin_lines(nodes: Iterable[Node]) -> tuple[str, ...]:
+    """The user's lines behind the nodes, and behind the bodies of fused ones, each once."""
+    found: dict[str, None] = {}
+    stack = list(nodes)[::-1]
+    while stack:
+        node = stack.pop()
+        body = node.attrs.get("body")
+        if isinstance(body, Graph):
+            stack += [inner for inner in reversed(body.nodes) if inner.op.kind != "leaf"]
+        elif node.origin is not None:
+            found[node.origin.short] = None
+    return tuple(found)
+
+
+def estimate(node: Node) -> Cost:
+    """The cost of one node of known sizes; that of a fused one without its intermediate values."""
+    return _flops(node), _nbytes(node) + sum(map(_nbytes, dict.fromkeys(node.inputs)))
+
+
+def _flops(node: Node) -> int:
+    total = 0
+    stack = [node]
+    while stack:
+        inner = stack.pop()
+        body = inner.attrs.get("body")
+        if isinstance(body, Graph):
+            stack += body.nodes
+            continue
+        match inner.op.kind:
+            case "elementwise":
+                total += inner.op.cost * _size(inner.shape)
+            case "reduce":
+                total += inner.op.cost * _size(inner.inputs[0].shape)
+            case "dot":
+                contracted = [inner.inputs[0].shape[axis] for axis in inner.attrs.get("contract_x", ())]
+                total += 2 * _size(inner.shape) * _size(contracted)
+            case _:
+                pass
+    return total
+
+
+def _nbytes(node: Node) -> int:
+    return _size(node.shape) * node.type.itemsize
+
+
+def _size(shape: Sequence[object]) -> int:
+    """Elements; an unknown size counts 1."""
+    return prod(d for d in shape if isinstance(d, int))
+
+
+def _amount(value: int, unit: str) -> str:
+    """A number of three digits with a decimal prefix: `1.23 kB`."""
+    number, prefix = float(value), ""
+    for prefix in ("", "k", "M", "G", "T"):  # noqa: B007 - the last one stays
+        if number < 1000:
+            break
+        number /= 1000
+    return f"{number:.3g} {prefix}{unit}"
+
+
+def _lines(lines: tuple[str, ...], most: int = 4) -> str:
+    shown = ", ".join(lines[:most])
+    return shown + (f" and {len(lines) - most} more" if len(lines) > most else "")

@@ -1,0 +1,52 @@
+"""Changes to a graph's ends before it is compiled: values that show updates, and inputs that are not placeholders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from graphkb.ir.graph import Graph, toposort
+from graphkb.ir.node import Node, remake
+from graphkb.ops.leaf import PLACEHOLDER, VARIABLE, placeholder
+
+
+def replace_nodes(roots: Sequence[Node], replacements: Mapping[Node, Node]) -> list[Node]:
+    """The roots with some nodes replaced, all at once: the replacements themselves are taken as they are."""
+    new: dict[Node, Node] = {}
+    for node in toposort(roots):
+        replacement = replacements.get(node)
+        new[node] = remake(node, tuple([new[i] for i in node.inputs])) if replacement is None else replacement
+    return [new[root] for root in roots]
+
+
+def show_updates(graph: Graph, after: Sequence[bool]) -> Graph:
+    """Let the outputs that are marked read the new values of updated variables, the others the old ones.
+
+    Args:
+        after: one flag for each output.
+    """
+    if not graph.updates or not any(after):
+        return graph
+    new_values = dict(graph.updates)
+    marked = [output for output, flag in zip(graph.outputs, after) if flag]
+    replacements = {
+        node: new_values[node.attrs["cell"]]
+        for node in toposort(marked)
+        if node.op is VARIABLE and node.attrs["cell"] in new_values
+    }
+    shown = iter(replace_nodes(marked, replacements))
+    return replace(
+        graph, outputs=tuple([next(shown) if flag else o for o, flag in zip(graph.outputs, after)]), _order=None
+    )
+
+
+def feed(graph: Graph) -> Graph:
+    """Replace inputs that are computed by placeholders of their types: their values are handed in instead."""
+    fed = {node: node for node in graph.inputs if node.op is PLACEHOLDER}
+    if len(fed) == len(graph.inputs):
+        return graph
+    for index, node in enumerate(graph.inputs):
+        if node not in fed:
+            fed[node] = placeholder(node.shape, node.dtype, f"input_{index}")
+    replaced = graph.with_roots(replace_nodes(graph.roots, fed))
+    return replace(replaced, inputs=tuple([fed[node] for node in graph.inputs]), _order=None)
