@@ -40,14 +40,19 @@ class Constant:
         return self._hash
 
     def __repr__(self) -> str:
-        if self.array.ndim == 0:
-            return repr(self.array.item())
-        if self.array.size <= 8:
-            return repr(self.array.tolist())
+        if 0 < self.array.size <= 8:
+            return _nested(self.array)
         return f"<{self.array.nbytes} bytes>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Constant, (self.array,)
+
+
+def _nested(array: Array) -> str:
+    """The elements as they print in their own dtype: float32 0.1 is 0.1, not its 17 digits in float64."""
+    if array.ndim == 0:
+        return str(array[()])
+    return f"[{', '.join(_nested(np.asarray(row)) for row in array)}]"
 
 
 class PlaceholderKey:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,8 @@ def define(name: str, **facets: Any) -> Op:
 
 def find_op(name: str) -> Op:
     """The op of a name; KeyError when there is none."""
+    if name not in _OPS:
+        importlib.import_module("graphkb.ops")  # a pickle or a JSON file may be read before anything was built
     return _OPS[name]
 
 
