@@ -1,0 +1,308 @@
+"""The program: a fused graph as kernel calls over planned memory, shared by the JIT and the ahead-of-time compiler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from graphkb.codegen.builder import Builder, Value, type_of
+from graphkb.codegen.emit import Sizes, emit_kernel
+from graphkb.codegen.loops import Affine, Buffer, For, Kernel, Load, Store, Var, affine
+from graphkb.codegen.lower import in_place, lower
+from graphkb.codegen.target import Target
+from graphkb.ir.dims import Dim, Symbol
+from graphkb.ir.graph import Graph, graph_symbols
+from graphkb.ir.leaves import VariableCell
+from graphkb.ir.node import Node
+from graphkb.ir.types import TensorType
+from graphkb.passes.plan_memory import MemoryPlan, Request, plan_memory
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value lies: argument `index` of the call, or `offset` bytes into the workspace."""
+
+    kind: Literal["input", "bound", "output", "workspace"]
+    index: int = 0
+    offset: Dim = 0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kernel with the values that it reads and the one that it writes."""
+
+    kernel: Kernel
+    operands: tuple[Node, ...]
+    node: Node | None
+    # Copies name their memory outright.
+    source: Node | None = None
+    target: Place | None = None
+
+
+def is_alias(node: Node) -> bool:
+    """Whether a node is another shape of memory that another node fills."""
+    return node.op.name == "reshape"
+
+
+def base_of(node: Node) -> Node:
+    """The node whose memory holds the value of a node."""
+    while is_alias(node):
+        node = node.inputs[0]
+    return node
+
+
+def interpreted_nodes(graph: Graph) -> list[Node]:
+    """The nodes of a fused graph that have no kernel."""
+    return [n for n in graph.nodes if n.op.kind not in ("leaf", "fused") and not is_alias(n)]
+
+
+class Kernels:
+    """The distinct kernels of one module: equal ones are compiled once."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.by_signature: dict[str, Kernel] = {}
+        self._lowered: dict[Graph, Kernel] = {}
+
+    def of(self, node: Node) -> Kernel:
+        """The kernel of a fused node, with the function's name that equal kernels share."""
+        body = node.attrs["body"]
+        kernel = self._lowered.get(body)
+        if kernel is None:
+            kernel = self._lowered[body] = self._share(lower(body, _kernel_name(body), self.target))
+        return kernel
+
+    def copy(self, type: TensorType) -> Kernel:
+        """The kernel that copies a value."""
+        source, target = (Buffer(i, n, type.dtype, type.size, bool(i)) for i, n in enumerate(("in0", "out")))
+        var = Var("i0", type.size)
+        lanes = max(1, self.target.lanes(type.dtype)) * 2
+        store = Store(target, affine(var), Load(source, affine(var)))
+        body = For(var, (store,), lanes) if type.size != 1 else Store(target, Affine(), Load(source, Affine()))
+        return self._share(Kernel("copy", (source, target), (body,)))
+
+    def _share(self, kernel: Kernel) -> Kernel:
+        signature = kernel.signature
+        known = self.by_signature.get(signature)
+        if known is None:
+            name = f"{kernel.name}.{len(self.by_signature)}"
+            known = Kernel(name, kernel.buffers, kernel.body, kernel.origins)
+            self.by_signature[signature] = known
+        return Kernel(known.name, kernel.buffers, kernel.body, kernel.origins)
+
+    def emit(self, b: Builder) -> None:
+        for kernel in self.by_signature.values():
+            emit_kernel(b, kernel)
+
+
+def _kernel_name(body: Graph) -> str:
+    """A short name from the ops of a kernel, the last one first: `relu_add_dot`."""
+    names = [n.op.name for n in reversed(body.nodes) if n.op.kind not in ("leaf", "view")]
+    distinct = list(dict.fromkeys(names)) or [body.outputs[0].op.name]
+    return "_".join(distinct[:4])
+
+
+@dataclass
+class Program:
+    """Kernel calls in order, and where every value lies.
+
+    Attributes:
+        graph: the fused graph.
+        calls: in the order in which they run.
+        bound: the variables and constants that the caller hands over, after the inputs.
+        places: the memory of every base node.
+        memory: the plan of the workspace.
+        symbols: unknown sizes, which the caller tells.
+    """
+
+    graph: Graph
+    kernels: Kernels
+    calls: list[Call] = field(default_factory=list)
+    bound: list[Node] = field(default_factory=list)
+    places: dict[Node, Place] = field(default_factory=dict)
+    memory: MemoryPlan = field(default_factory=lambda: MemoryPlan((), 0, 0))
+
+    @property
+    def symbols(self) -> tuple[Symbol, ...]:
+        return tuple(sorted(graph_symbols(self.graph), key=lambda s: s.name))
+
+    @property
+    def loops(self) -> str:
+        """The kernels in the loop language."""
+        return "\n".join(str(k) for k in self.kernels.by_signature.values())
+
+    def emit(self, b: Builder, name: str) -> None:
+        """Append the kernels and `void name(ptr args, ptr workspace, i64 size...)`.
+
+        `args` holds the addresses of the inputs, the bound values and the outputs.
+        """
+        self.kernels.emit(b)
+        params = [("args", "ptr"), ("workspace", "ptr")]
+        params += [(f"s{i}", "int64") for i in range(len(self.symbols))]
+        with b.function(name, params) as (args, workspace, *sizes):
+            self._emit_calls(b, args, workspace, dict(zip(self.symbols, sizes)))
+            b.ret()
+
+    def _emit_calls(self, b: Builder, args: Value, workspace: Value, sizes: dict[Symbol, Value]) -> None:
+        evaluate = Sizes(b, sizes)
+        starts = {"input": 0, "bound": len(self.graph.inputs)}
+        starts["output"] = starts["bound"] + len(self.bound)
+        loaded: dict[Place, Value] = {}
+
+        def address(place: Place) -> Value:
+            if place not in loaded:
+                if place.kind == "workspace":
+                    loaded[place] = b.byte_offset(workspace, evaluate.value(place.offset))
+                else:
+                    slot = b.gep(args, starts[place.kind] + place.index, "ptr")
+                    loaded[place] = b.load(slot, "ptr")
+            return loaded[place]
+
+        for call in self.calls:
+            pointers = [address(self.places[base_of(n)]) for n in call.operands]
+            target = call.target or self.places[call.node]  # type: ignore[index]
+            dims = [evaluate.symbols[s] for s in call.kernel.symbols]
+            operands = ", ".join(f"{type_of(v)} {v.name}" for v in (*pointers, address(target), *dims))
+            b.line(f"call void @{call.kernel.name}({operands})")
+
+
+def make_program(graph: Graph, target: Target) -> Program:
+    """The program of a fused graph all of whose nodes have kernels."""
+    program = Program(graph, Kernels(target))
+    _Planner(program).run()
+    return program
+
+
+class _Planner:
+    """Chooses the memory of every value and the order of copies."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.graph = program.graph
+        self.places = program.places
+        self.first: list[Call] = []  # copies of values that kernels are about to overwrite
+        self.last: list[Call] = []  # copies to outputs and variables that no kernel could write directly
+        self.saved: dict[Node, Node] = {}
+
+    def run(self) -> None:
+        program, graph = self.program, self.graph
+        for i, node in enumerate(graph.inputs):
+            self.places[node] = Place("input", i)
+        for node in graph.nodes:
+            if node.op.kind == "leaf" and node.op.name != "placeholder":
+                self.places[node] = Place("bound", len(program.bound))
+                program.bound.append(node)
+        calls = [
+            Call(program.kernels.of(node), tuple(map(base_of, node.inputs)), node)
+            for node in graph.nodes
+            if node.op.kind == "fused"
+        ]
+        self._outputs()
+        self._updates(calls)
+        program.calls = [*self.first, *calls, *self.last]
+        self._workspace()
+
+    def _copy(self, source: Node, target: Place) -> Call:
+        kernel = self.program.kernels.copy(source.type)
+        return Call(kernel, (source,), None, source, target)
+
+    def _outputs(self) -> None:
+        for i, node in enumerate(self.graph.outputs):
+            base, place = base_of(node), Place("output", i)
+            if base.op.kind == "leaf":
+                self.first.append(self._copy(base, place))
+            elif base in self.places:
+                self.last.append(self._copy(base, place))
+            else:
+                self.places[base] = place
+
+    def _updates(self, calls: list[Call]) -> None:
+        readers: dict[Node, int] = {}  # the last call that reads a node
+        written: dict[Node, int] = {}
+        for position, call in enumerate(calls):
+            assert call.node is not None
+            written[call.node] = position
+            for operand in call.operands:
+                readers[operand] = position
+        variables = {n.attrs["cell"]: n for n in self.program.bound if n.op.name == "variable"}
+        final: list[Call] = []
+        for cell, value in self.graph.updates:
+            variable = variables.get(cell) or self._bind(cell, variables)
+            base, place = base_of(value), self.places[variable]
+            if base is variable:
+                continue
+            if base.op.name == "variable":
+                final.append(self._copy(self._save(base), place))
+            elif base.op.kind == "leaf" or base in self.places:
+                final.append(self._copy(base, place))
+            elif self._may_overwrite(variable, base, calls[written[base]], written[base], readers):
+                self.places[base] = place
+            else:
+                final.append(self._copy(base, place))
+        self.last += final
+
+    def _bind(self, cell: VariableCell, variables: dict[VariableCell, Node]) -> Node:
+        """A variable that is written but not read."""
+        from graphkb.ops.leaf import variable
+
+        node = variables[cell] = variable(cell)
+        self.places[node] = Place("bound", len(self.program.bound))
+        self.program.bound.append(node)
+        return node
+
+    def _save(self, variable: Node) -> Node:
+        """A copy of a variable's old value, made before anything runs."""
+        if variable not in self.saved:
+            from graphkb.ops.elementwise import stop_gradient
+
+            held = self.saved[variable] = stop_gradient(variable)
+            kernel = self.program.kernels.copy(variable.type)
+            self.first.append(Call(kernel, (variable,), held))
+        return self.saved[variable]
+
+    def _may_overwrite(self, variable: Node, base: Node, call: Call, position: int, readers: dict[Node, int]) -> bool:
+        """Whether a kernel may write a variable's new value over the old one."""
+        if base.type.size != variable.type.size or base.dtype != variable.dtype:
+            return False
+        last = readers.get(variable, -1)
+        if last != position:
+            return last < position
+        at = [i for i, operand in enumerate(call.operands) if operand is variable]
+        return set(at) <= in_place(call.kernel)
+
+    def _workspace(self) -> None:
+        """Places for all values that lie nowhere yet; a kernel may write over an operand that dies with it."""
+        calls = self.program.calls
+        born: dict[Node, int] = {}
+        dies: dict[Node, int] = {}
+        for position, call in enumerate(calls):
+            for operand in call.operands:
+                dies[operand] = position
+            if call.node is not None and call.node not in self.places:
+                born[call.node] = position
+                dies.setdefault(call.node, position)
+        heir: dict[Node, Node] = {}  # a value that takes over an operand's memory
+        for position, call in enumerate(calls):
+            if call.node not in born:
+                continue
+            free = in_place(call.kernel)
+            for i, operand in enumerate(call.operands):
+                if (
+                    i in free
+                    and operand in born
+                    and dies[operand] == position
+                    and operand.type.nbytes == (call.node.type.nbytes)
+                ):
+                    heir[call.node] = heir.get(operand, operand)
+                    break
+        spans: dict[Node, list[int]] = {}
+        for node in born:
+            owner = heir.get(node, node)
+            span = spans.setdefault(owner, [born[owner], dies[owner]])
+            span[1] = max(span[1], dies[node])
+        requests = [Request(node.type.nbytes, first, last) for node, (first, last) in spans.items()]
+        self.program.memory = plan_memory(requests)
+        for node, offset in zip(spans, self.program.memory.offsets):
+            self.places[node] = Place("workspace", 0, offset)
+        for node, owner in heir.items():
+            self.places[node] = self.places[owner]

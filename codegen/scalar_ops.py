@@ -1,0 +1,132 @@
+"""What each element-wise op of the op table is in instructions, on scalars and vectors alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from graphkb.codegen.builder import Builder, Value
+from graphkb.codegen.vecmath import VECTOR_MATH
+
+Emit = Callable[..., Value]
+
+
+def _compare(order: str) -> Emit:
+    return lambda b, x, y: b.compare(order, x, y)
+
+
+def _relu(b: Builder, x: Value) -> Value:
+    return b.maximum(x, b.const_like(0, x))
+
+
+def _reciprocal(b: Builder, x: Value) -> Value:
+    return b.fdiv(b.const_like(1, x), x)
+
+
+def _isinf(b: Builder, x: Value) -> Value:
+    return b.fcmp("oeq", b.fabs(x), b.const_like(float("inf"), x))
+
+
+def _isfinite(b: Builder, x: Value) -> Value:
+    return b.fcmp("one", b.fabs(x), b.const_like(float("inf"), x))
+
+
+def _minimum(b: Builder, x: Value, y: Value) -> Value:
+    return b.and_(x, y) if x.dtype == "bool" else b.minimum(x, y)
+
+
+def _maximum(b: Builder, x: Value, y: Value) -> Value:
+    return b.or_(x, y) if x.dtype == "bool" else b.maximum(x, y)
+
+
+def _power(b: Builder, x: Value, y: Value) -> Value:
+    if x.dtype.startswith(("int", "uint")):
+        return _integer_power(b, x, y)
+    return VECTOR_MATH["pow"](b, x, y)
+
+
+def _integer_power(b: Builder, x: Value, y: Value) -> Value:
+    """Squaring and multiplying, lane by lane; negative exponents give 1/x truncated, which is 0 but for |x| = 1."""
+    one, zero = b.const_like(1, x), b.const_like(0, x)
+    signed = x.dtype.startswith("int")
+    exponent = b.maximum(y, zero) if signed else y
+
+    def more(result: Value, base: Value, rest: Value) -> Value:
+        return b.any_lane(b.icmp("ne", rest, zero))
+
+    def step(result: Value, base: Value, rest: Value) -> Sequence[Value]:
+        odd = b.icmp("ne", b.and_(rest, one), zero)
+        return b.select(odd, b.imul(result, base), result), b.imul(base, base), b.lshr(rest, 1)
+
+    result = b.repeat(more, step, [one, x, exponent])[0]
+    if not signed:
+        return result
+    odd = b.icmp("ne", b.and_(y, one), zero)
+    unit = b.select(odd, x, one)
+    is_unit = b.or_(b.icmp("eq", x, one), b.icmp("eq", x, b.const_like(-1, x)))
+    return b.select(b.icmp("slt", y, zero), b.select(is_unit, unit, zero), result)
+
+
+def _select(b: Builder, condition: Value, x: Value, y: Value) -> Value:
+    return b.select(condition, x, y)
+
+
+EMIT: dict[str, Emit] = {
+    "add": Builder.add,
+    "sub": Builder.sub,
+    "mul": Builder.mul,
+    "div": Builder.fdiv,
+    "floordiv": Builder.floor_divide,
+    "mod": Builder.remainder,
+    "pow": _power,
+    "maximum": _maximum,
+    "minimum": _minimum,
+    "equal": _compare("eq"),
+    "not_equal": _compare("ne"),
+    "less": _compare("lt"),
+    "less_equal": _compare("le"),
+    "greater": _compare("gt"),
+    "greater_equal": _compare("ge"),
+    "logical_and": Builder.and_,
+    "logical_or": Builder.or_,
+    "logical_xor": Builder.xor,
+    "logical_not": Builder.not_,
+    "neg": Builder.neg,
+    "abs": Builder.abs,
+    "sign": Builder.sign,
+    "round": Builder.rint,
+    "floor": Builder.floor,
+    "ceil": Builder.ceil,
+    "trunc": Builder.trunc,
+    "square": lambda b, x: b.mul(x, x),
+    "reciprocal": _reciprocal,
+    "sqrt": Builder.sqrt,
+    "isnan": Builder.isnan,
+    "isinf": _isinf,
+    "isfinite": _isfinite,
+    "select": _select,
+    "relu": _relu,
+}
+# Ops whose instructions stand in the vector math package, under the op's own name.
+MATH = (
+    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "atan2",
+    "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "sigmoid", "softplus", "erf", "erfc", "rsqrt",
+)  # fmt: skip
+
+
+def can_emit(op: str) -> bool:
+    """Whether an element-wise op has native instructions."""
+    return op == "cast" or op in EMIT or (op in MATH and op in VECTOR_MATH)
+
+
+def emit_op(b: Builder, op: str, args: Sequence[Value], dtype: str) -> Value:
+    """The result of an element-wise op; scalars among vector operands are repeated in every lane."""
+    lanes = max(a.lanes for a in args)
+    args = [b.splat(a, lanes) for a in args]
+    if op == "cast":
+        return b.cast(args[0], dtype)
+    if op in EMIT:
+        return EMIT[op](b, *args)
+    if args[0].dtype == "float16":
+        wide = VECTOR_MATH[op](b, *[b.cast(a, "float32") for a in args])
+        return b.cast(wide, "float16")
+    return VECTOR_MATH[op](b, *args)

@@ -1,0 +1,200 @@
+"""Fusion: element-wise work, views and broadcasts join the reduction, product or store that they feed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from graphkb.ir.dims import Dim
+from graphkb.ir.graph import Graph
+from graphkb.ir.node import Node, remake
+from graphkb.ops.fused import fused
+from graphkb.ops.leaf import placeholder
+
+# Views whose index maps are affine.
+AFFINE_VIEWS = {"transpose", "broadcast_to", "broadcast_like", "slice", "stop_gradient"}
+# Reductions that kernels know; `unbroadcast` has become a sum by now.
+REDUCTIONS = {"sum", "prod", "max", "min", "any", "all", "argmax", "argmin"}
+# Ops that only begin a kernel, as several nests that each write a part.
+SCATTERED = {"pad", "concatenate"}
+# Leaves without memory of their own, which kernels compute.
+INLINE_LEAVES = {"size", "iota"}
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """Group nodes into `fused` nodes, each of which becomes one kernel.
+
+    A node joins its consumers' kernel unless it would be computed twice at a noticeable cost, or the kernel would
+    grow too long. Nodes that no kernel can express stay as they are.
+
+    Args:
+        most_nodes: how many nodes a kernel may hold.
+        cheap: the cost up to which a node is computed again rather than stored for several consumers.
+    """
+
+    name: str = "fuse"
+    most_nodes: int = 48
+    cheap: int = 1
+
+    def apply(self, graph: Graph) -> Graph:
+        groups = _Groups(graph, self.most_nodes, self.cheap)
+        return groups.rebuild()
+
+
+def is_inline_leaf(node: Node) -> bool:
+    """Whether a kernel computes the leaf by itself."""
+    if node.op.name == "constant":
+        return node.type.size == 1
+    return node.op.name in INLINE_LEAVES
+
+
+def is_squeeze(node: Node) -> bool:
+    """Whether a reshape only adds or removes axes of size 1."""
+    return [n for n in node.inputs[0].shape if n != 1] == [n for n in node.shape if n != 1]
+
+
+def is_inner(node: Node) -> bool:
+    """Whether a node can stand anywhere in a kernel."""
+    if node.op.name == "reshape":
+        return is_squeeze(node)
+    return node.op.kind == "elementwise" or node.op.name in AFFINE_VIEWS
+
+
+def is_core(node: Node) -> bool:
+    """Whether a node is the one reduction or product of its kernel."""
+    return node.op.name in REDUCTIONS or node.op.name == "dot"
+
+
+def is_native(node: Node) -> bool:
+    """Whether a kernel can begin with the node."""
+    return is_inner(node) or is_core(node) or node.op.name in SCATTERED
+
+
+@dataclass
+class _Group:
+    """A kernel in the making."""
+
+    root: Node
+    core: Node | None = None
+    size: int = 1
+    # How many times each member is evaluated.
+    rounds: dict[Node, Dim] = field(default_factory=dict)
+
+
+class _Groups:
+    """The partition of one graph into kernels, decided from the outputs backwards."""
+
+    def __init__(self, graph: Graph, most_nodes: int, cheap: int) -> None:
+        self.graph = graph
+        self.most_nodes = most_nodes
+        self.cheap = cheap
+        self.users = graph.consumers()
+        self.roots = set(graph.roots)
+        self.position = {node: i for i, node in enumerate(graph.nodes)}
+        # The kernel that a stored node begins, and the kernels that each node is computed in.
+        self.stored: dict[Node, _Group | None] = {}
+        self.member: dict[Node, list[_Group]] = {}
+        for node in reversed(graph.nodes):
+            if node.op.kind != "leaf":
+                self._place(node)
+
+    def _place(self, node: Node) -> None:
+        groups: list[_Group] = []
+        stored = node in self.roots or not is_native(node) or node.op.name in SCATTERED
+        for user in self.users[node]:
+            if stored:
+                break
+            if user not in self.member:
+                stored = True  # the consumer is no kernel, or an alias of memory
+            else:
+                groups += [g for g in self.member[user] if g not in groups]
+        if not stored and groups and self._joins(node, groups):
+            self.member[node] = groups
+            for group in groups:
+                group.size += 1
+                group.rounds[node] = self._rounds(node, group)
+                if is_core(node):
+                    group.core = node
+            return
+        if not is_native(node) or node.op.name == "reshape":
+            self.stored[node] = None  # interpreted, or another shape of memory that stands elsewhere
+            return
+        group = _Group(node, node if is_core(node) else None)
+        group.rounds[node] = node.type.size
+        self.stored[node] = group
+        self.member[node] = [group]
+
+    def _rounds(self, node: Node, group: _Group) -> Dim:
+        """How often the group evaluates the node: as often as the members that read it."""
+        size = node.type.size
+        rounds = [
+            user.inputs[0].type.size if is_core(user) else group.rounds[user]
+            for user in self.users[node]
+            if user in group.rounds
+        ]
+        return next((r for r in rounds if r != size), size)
+
+    def _joins(self, node: Node, groups: list[_Group]) -> bool:
+        if any(g.size >= self.most_nodes for g in groups):
+            return False
+        # The operands of a product are read many times, so they stand in memory.
+        if any(user.op.name == "dot" for user in self.users[node]):
+            return False
+        if is_core(node):
+            group, *more = groups
+            if more or group.core is not None or group.root.op.name in SCATTERED or len(self.users[node]) != 1:
+                return False
+            return self._rounds(node, group) == node.type.size
+        if len(groups) > 1 and not self._is_light(node):
+            return False
+        again = any(self._rounds(node, g) != node.type.size for g in groups)
+        return not again or node.op.cost <= self.cheap or node.type.size == 1
+
+    def _is_light(self, node: Node) -> bool:
+        """Whether computing the node in several kernels costs no more than reading it back would."""
+        if node.op.kind != "elementwise":
+            return True
+        return node.op.cost <= self.cheap and not any(is_inner(i) for i in node.inputs)
+
+    # ------------------------------------------------------------------ building
+    def rebuild(self) -> Graph:
+        new: dict[Node, Node] = {}
+        for node in self.graph.nodes:
+            if node.op.kind == "leaf":
+                new[node] = node
+            elif node in self.stored:
+                group = self.stored[node]
+                if group is None:
+                    new[node] = remake(node, tuple([new[i] for i in node.inputs]))
+                else:
+                    new[node] = self._fused(node, group, new)
+        return self.graph.with_roots([new[r] for r in self.graph.roots])
+
+    def _fused(self, root: Node, group: _Group, new: dict[Node, Node]) -> Node:
+        params: dict[Node, Node] = {}
+        built: dict[Node, Node] = {}
+
+        def operand(node: Node) -> Node:
+            if node in built:
+                return built[node]
+            if node.op.kind == "leaf" and is_inline_leaf(node):
+                return node
+            if node not in params:
+                params[node] = placeholder(node.shape, node.dtype, f"p{len(params)}")
+            return params[node]
+
+        for node in self._members(root, group):
+            built[node] = remake(node, tuple([operand(i) for i in node.inputs]))
+        body = Graph(tuple(params.values()), (built[root],), name="body")
+        return fused(tuple([new[p] for p in params]), body)
+
+    def _members(self, root: Node, group: _Group) -> list[Node]:
+        """The nodes of a kernel in topological order."""
+        found = {root}
+        stack = [root]
+        while stack:
+            for child in stack.pop().inputs:
+                if child not in found and child not in self.stored and group in self.member.get(child, ()):
+                    found.add(child)
+                    stack.append(child)
+        return sorted(found, key=self.position.__getitem__)
