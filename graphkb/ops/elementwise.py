@@ -135,6 +135,15 @@ def _keep_dtype(function: Callable[..., Any]) -> Callable[..., Array]:
     return evaluate
 
 
+def _in_float32(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """A formula of several steps that is rounded to float16 once, at its end."""
+
+    def evaluate(x: Array) -> Array:
+        return np.asarray(function(x.astype(np.float32) if x.dtype == np.float16 else x)).astype(x.dtype, copy=False)
+
+    return evaluate
+
+
 def accumulate(reduction: Callable[..., Any], x: Array, **options: Any) -> Array:
     """A NumPy sum or product in the operand's dtype; float16 is accumulated in float32 and rounded once."""
     wide = np.dtype(np.float32) if x.dtype == np.float16 else x.dtype
@@ -144,12 +153,12 @@ def accumulate(reduction: Callable[..., Any], x: Array, **options: Any) -> Array
 def numpy_sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)) without overflow: exp is taken of -|x| only."""
     e = np.exp(-np.abs(x))
-    return np.asarray(np.where(x >= 0, 1 / (1 + e), e / (1 + e)), x.dtype)
+    return np.asarray(np.where(x >= 0, 1 / (1 + e), e / (1 + e)))
 
 
 def numpy_softplus(x: Array) -> Array:
     """log(1 + exp(x)) without overflow."""
-    return np.asarray(np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))), x.dtype)
+    return np.asarray(np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))))
 
 
 _erf = np.frompyfunc(math.erf, 1, 1)
@@ -211,7 +220,7 @@ trunc_ = _unary("trunc", np.trunc, not_differentiable, FLOATS, cost=1)
 square_ = _unary("square", np.square, lambda g, y, x: (g * (x * 2),), NUMBERS, cost=1)
 reciprocal_ = _unary("reciprocal", _keep_dtype(lambda x: 1 / x), lambda g, y, x: (-g * y * y,), FLOATS, cost=4)
 sqrt_ = _unary("sqrt", np.sqrt, lambda g, y, x: (g * 0.5 / y,), cost=6)
-rsqrt_ = _unary("rsqrt", _keep_dtype(lambda x: 1 / np.sqrt(x)), lambda g, y, x: (g * -0.5 * y / x,), cost=8)
+rsqrt_ = _unary("rsqrt", _in_float32(lambda x: 1 / np.sqrt(x)), lambda g, y, x: (g * -0.5 * y / x,), cost=8)
 exp_ = _unary("exp", np.exp, lambda g, y, x: (g * y,))
 exp2_ = _unary("exp2", np.exp2, lambda g, y, x: (g * y * math.log(2),))
 expm1_ = _unary("expm1", np.expm1, lambda g, y, x: (g * exp(x),), cost=12)  # y + 1 would cancel at y = -1
@@ -232,8 +241,8 @@ tanh_ = _unary("tanh", np.tanh, lambda g, y, x: (g * (1 - y * y),), cost=12)  # 
 asinh_ = _unary("asinh", np.arcsinh, lambda g, y, x: (g / cosh(y),), cost=20)  # cosh(asinh(x)) = sqrt(x^2 + 1)
 acosh_ = _unary("acosh", np.arccosh, lambda g, y, x: (g / sinh(y),), cost=20)  # sinh(acosh(x)) = sqrt(x^2 - 1)
 atanh_ = _unary("atanh", np.arctanh, lambda g, y, x: (g / ((1 - x) * (1 + x)),), cost=20)
-sigmoid_ = _unary("sigmoid", numpy_sigmoid, lambda g, y, x: (g * (y * (1 - y)),), cost=12)
-softplus_ = _unary("softplus", numpy_softplus, lambda g, y, x: (g * sigmoid(x),), cost=22)
+sigmoid_ = _unary("sigmoid", _in_float32(numpy_sigmoid), lambda g, y, x: (g * (y * (1 - y)),), cost=12)
+softplus_ = _unary("softplus", _in_float32(numpy_softplus), lambda g, y, x: (g * sigmoid(x),), cost=22)
 erf_ = _unary("erf", _keep_dtype(_erf), lambda g, y, x: (g * exp(-x * x) * (2 / math.sqrt(math.pi)),), cost=15)
 erfc_ = _unary("erfc", _keep_dtype(_erfc), lambda g, y, x: (g * exp(-x * x) * (-2 / math.sqrt(math.pi)),), cost=20)
 # The gradient at 0 is 0, which max(x, 0) would not give.
@@ -301,6 +310,8 @@ def _numpy_unbroadcast(g: Array, x: Array) -> Array:
 
 
 def _infer_unbroadcast(g: TensorType, x: TensorType) -> TensorType:
+    if g.dtype not in NUMBERS:
+        raise DTypeError(f"unbroadcast: {g.dtype} is not allowed, expected a number type")
     broadcast_shapes("unbroadcast", g.shape, x.shape)
     return TensorType(g.dtype, x.shape)
 

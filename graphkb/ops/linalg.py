@@ -60,7 +60,7 @@ def _numpy_dot(x: Array, y: Array, batch_x: Axes, batch_y: Axes, contract_x: Axe
     a = x.transpose(*batch_x, *left, *contract_x).reshape(*batch, int(np.prod(m, dtype=np.int64)), k)
     b = y.transpose(*batch_y, *contract_y, *right).reshape(*batch, k, int(np.prod(n, dtype=np.int64)))
     result = np.matmul(a.astype(wide, copy=False), b.astype(wide, copy=False))
-    return np.asarray(result).astype(x.dtype, copy=False).reshape(*batch, *m, *n)
+    return np.asarray(result).astype(x.dtype, copy=False).reshape((*batch, *m, *n))
 
 
 def _dot_vjp(
