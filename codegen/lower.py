@@ -124,7 +124,7 @@ class _Reader:
         reduced = [Var(f"r{i}", x.shape[axis]) for i, axis in enumerate(contract_x)]
         left, right = [Affine()] * x.ndim, [Affine()] * y.ndim
         for var, a, b in zip(reduced, contract_x, contract_y):
-            left[a] = right[b] = affine(var)
+            left[a] = right[b] = _along(var)
         rest = iter(index)
         for a, b in zip(batch_x, batch_y):
             left[a] = right[b] = next(rest)
@@ -159,13 +159,18 @@ class _Reader:
                     next(kept)
                 var = Var(f"r{len(reduced)}", dim)
                 reduced.append(var)
-                inner.append(affine(var))
+                inner.append(_along(var))
             else:
                 inner.append(next(kept))
         accumulator = Accumulator("acc", node.op.name, _accumulator_dtype(x.dtype, node.op.name))
         value = _as(self.read(x, tuple(inner)), accumulator.dtype)
-        position = affine(reduced[0]) if node.op.name in ("argmax", "argmin") else None
+        position = _along(reduced[0]) if node.op.name in ("argmax", "argmin") else None
         return self._begin(accumulator, reduced, value, position, node.dtype)
+
+
+def _along(var: Var) -> Affine:
+    """The index that runs along a loop; loops of one round do not exist."""
+    return Affine() if var.extent == 1 else affine(var)
 
 
 def _as(expr: LoopExpr, dtype: str) -> LoopExpr:
@@ -237,7 +242,7 @@ def _lower_nest(
     """The loops that compute `root` and store element i at offset + i . steps."""
     reader = _Reader(named)
     axes = [Var(f"i{axis}", n) for axis, n in enumerate(root.shape)]
-    index = tuple([Affine() if n == 1 else affine(v) for v, n in zip(axes, root.shape)])
+    index = tuple(map(_along, axes))
     value = reader.read(root, index)
     place = offset
     for i, step in zip(index, steps):

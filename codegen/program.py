@@ -63,6 +63,7 @@ class Kernels:
         self.target = target
         self.by_signature: dict[str, Kernel] = {}
         self._lowered: dict[Graph, Kernel] = {}
+        self._callers: set[str] = set()
 
     def of(self, node: Node) -> Kernel:
         """The kernel of a fused node, with the function's name that equal kernels share."""
@@ -90,9 +91,31 @@ class Kernels:
             self.by_signature[signature] = known
         return Kernel(known.name, kernel.buffers, kernel.body, kernel.origins)
 
+    @property
+    def loops(self) -> str:
+        """The kernels in the loop language."""
+        return "\n".join(str(k) for k in self.by_signature.values())
+
     def emit(self, b: Builder) -> None:
+        """Append the function of every kernel."""
         for kernel in self.by_signature.values():
             emit_kernel(b, kernel)
+
+    def emit_call(self, b: Builder, kernel: Kernel) -> None:
+        """Append `void call.name(ptr args, ptr scratch)`, which runs one kernel of known sizes."""
+        name = f"call.{kernel.name}"
+        if name in self._callers:
+            return
+        self._callers.add(name)
+        with b.function(name, [("args", "ptr"), ("scratch", "ptr")]) as (args, _scratch):
+            pointers = [b.load(b.gep(args, i, "ptr"), "ptr") for i in range(len(kernel.buffers))]
+            operands = ", ".join(f"ptr {p.name}" for p in pointers)
+            b.line(f"call void @{kernel.name}({operands})")
+            b.ret()
+
+    def scratch(self, kernel: Kernel) -> int:
+        """The bytes of working memory that a kernel of known sizes needs."""
+        return 0
 
 
 def _kernel_name(body: Graph) -> str:
@@ -129,7 +152,7 @@ class Program:
     @property
     def loops(self) -> str:
         """The kernels in the loop language."""
-        return "\n".join(str(k) for k in self.kernels.by_signature.values())
+        return self.kernels.loops
 
     def emit(self, b: Builder, name: str) -> None:
         """Append the kernels and `void name(ptr args, ptr workspace, i64 size...)`.
@@ -227,7 +250,7 @@ class _Planner:
         variables = {n.attrs["cell"]: n for n in self.program.bound if n.op.name == "variable"}
         final: list[Call] = []
         for cell, value in self.graph.updates:
-            variable = variables.get(cell) or self._bind(cell, variables)
+            variable = variables[cell] if cell in variables else self._bind(cell, variables)
             base, place = base_of(value), self.places[variable]
             if base is variable:
                 continue

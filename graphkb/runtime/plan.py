@@ -1,31 +1,58 @@
-"""The plan: how one specialization of a function runs."""
+"""The plan: how one specialization of a function runs, as native kernels, interpreted nodes, or both."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import ctypes
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from graphkb.ir.graph import Graph
-from graphkb.ir.leaves import Array
-from graphkb.runtime.interpreter import Program
+from graphkb.ir.leaves import Array, aligned_empty
+from graphkb.ir.node import Node
+from graphkb.runtime.interpreter import Program as Interpreted
+from graphkb.runtime.interpreter import meaning, owned, raise_located
 from graphkb.runtime.options import Options
-from graphkb.runtime.report import Report, interpreted_step
+from graphkb.runtime.report import Report, ReportStep, estimate, interpreted_step, origin_lines
+from graphkb.runtime.state_lock import state_lock
 
 if TYPE_CHECKING:
+    from graphkb.codegen.engine import Engine
+    from graphkb.codegen.program import Program
+    from graphkb.codegen.target import Target
     from graphkb.runtime.native_call import CallSpec
+
+# Estimated scalar operations and bytes above which a call lets other Python threads run: some microseconds.
+_LONG = 100_000
 
 
 class Plan:
-    """A graph of known sizes with all that it takes to run it."""
+    """A graph of known sizes, interpreted node by node. The native plans are its subclasses.
 
-    def __init__(self, graph: Graph, options: Options) -> None:
+    Attributes: `graph`, as it was given; `fused`, the graph whose nodes are the steps.
+    """
+
+    loops = ""
+    llvm = ""
+
+    def __init__(self, graph: Graph, note: str = "") -> None:
         self.graph = graph
-        self.options = options
-        self._program = Program(graph)
+        self.fused = graph
+        self._note = note
+        self._interpreted: Interpreted | None = None
+
+    @property
+    def asm(self) -> str:
+        """The machine code as text; empty where there is none."""
+        return ""
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """The outputs, with all updates written, from arrays of the exact dtype and shape."""
-        return self._program.run(inputs)
+        if self._interpreted is None:
+            self._interpreted = Interpreted(self.graph)
+        return self._interpreted.run(inputs)
 
     def entry_spec(self) -> CallSpec | None:
         """What the native entry needs, where every step is native."""
@@ -33,10 +60,232 @@ class Plan:
 
     def report(self) -> Report:
         """Which steps are native, and what they cost."""
-        steps = [interpreted_step(node, "no kernel") for node in self.graph.nodes if node.op.kind != "leaf"]
-        return Report(self.graph.name, tuple(repr(node.type) for node in self.graph.inputs), tuple(steps))
+        steps = [interpreted_step(node, self._reason(node)) for node in self.graph.nodes if node.op.kind != "leaf"]
+        return Report(self.graph.name, self._input_types(), tuple(steps), note=self._note)
+
+    def _reason(self, node: Node) -> str:
+        return "not compiled"
+
+    def _input_types(self) -> tuple[str, ...]:
+        return tuple([repr(node.type) for node in self.graph.inputs])
+
+
+class NativePlan(Plan):
+    """A graph all of whose steps are kernels: one machine-code function runs it from end to end."""
+
+    def __init__(self, graph: Graph, fused: Graph, target: Target) -> None:
+        from graphkb.codegen.builder import Builder
+        from graphkb.codegen.engine import compile_module
+        from graphkb.codegen.program import make_program
+        from graphkb.runtime.native_call import CallSpec
+
+        super().__init__(graph)
+        self.fused = fused
+        self.program: Program = make_program(fused, target)
+        b = Builder(target)
+        self.program.emit(b, "run")
+        self.llvm = b.module()
+        self._engine: Engine = compile_module(self.llvm, target)
+        # Variables are used where they lie; constants are kept in aligned copies.
+        self._bound = [_memory(node) for node in self.program.bound]
+        assert isinstance(self.program.memory.total, int)
+        work = sum(sum(estimate(node)) for node in fused.nodes if node.op.kind == "fused")
+        reads = any(node.op.name == "variable" for node in self.program.bound)
+        self._spec = CallSpec(
+            inputs=_signature(graph.inputs),
+            outputs=_signature(graph.outputs),
+            run=self._engine.address("run"),
+            bound=tuple([_address(array) for array in self._bound]),
+            workspace_bytes=self.program.memory.total,
+            lock="exclusive" if graph.updates else "shared" if reads else "none",
+            release_gil=work > _LONG,
+            keepalive=(self._engine, self._bound),
+        )
+
+    @property
+    def loops(self) -> str:  # type: ignore[override]
+        return self.program.loops
+
+    @property
+    def asm(self) -> str:
+        return self._engine.assembly()
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        from graphkb.runtime.native_call import run_context
+
+        return run_context(self._spec, [_plain(array) for array in inputs])
+
+    def entry_spec(self) -> CallSpec | None:
+        return self._spec
+
+    def report(self) -> Report:
+        steps = [
+            _native_step(node, self.program.kernels.of(node).name)
+            for node in self.fused.nodes
+            if node.op.kind == "fused"
+        ]
+        total = self.program.memory.total
+        assert isinstance(total, int)
+        return Report(self.graph.name, self._input_types(), tuple(steps), total)
+
+
+class MixedPlan(Plan):
+    """A graph some of whose steps are kernels: Python runs the steps in order."""
+
+    def __init__(self, graph: Graph, fused: Graph, target: Target) -> None:
+        from graphkb.codegen.builder import Builder
+        from graphkb.codegen.engine import compile_module
+        from graphkb.codegen.program import Kernels
+
+        super().__init__(graph)
+        self.fused = fused
+        self._kernels = Kernels(target)
+        native = [node for node in fused.nodes if node.op.kind == "fused"]
+        b = Builder(target)
+        for node in native:
+            self._kernels.of(node)
+        self._kernels.emit(b)
+        for node in native:
+            self._kernels.emit_call(b, self._kernels.of(node))
+        self.llvm = b.module()
+        self._engine: Engine = compile_module(self.llvm, target)
+        self._steps = self._make_steps()
+        self._reads = any(node.op.name == "variable" for node in fused.nodes)
+        self._presets = {n: _memory(n) for n in fused.nodes if n.op.kind == "leaf" and n.op.name != "placeholder"}
+
+    @property
+    def loops(self) -> str:  # type: ignore[override]
+        return self._kernels.loops
+
+    @property
+    def asm(self) -> str:
+        return self._engine.assembly()
+
+    def _make_steps(self) -> list[tuple[Node, Callable[..., Array], tuple[Node, ...]]]:
+        """Each node that is not a leaf, how it runs, and the values that die with it."""
+        last: dict[Node, Node] = {}
+        order = [node for node in self.fused.nodes if node.op.kind != "leaf"]
+        for node in order:
+            for i in node.inputs:
+                last[i] = node
+        keep = set(self.fused.roots)
+        dying: dict[Node, list[Node]] = {}
+        for value, reader in last.items():
+            if value not in keep and value.op.kind != "leaf":
+                dying.setdefault(reader, []).append(value)
+        return [
+            (node, self._native(node) if node.op.kind == "fused" else meaning(node), tuple(dying.get(node, ())))
+            for node in order
+        ]
+
+    def _native(self, node: Node) -> Callable[..., Array]:
+        kernel = self._kernels.of(node)
+        run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(self._engine.address(f"call.{kernel.name}"))
+        count = len(node.inputs) + 1
+        scratch = self._kernels.scratch(kernel)
+
+        def call(*arrays: Array) -> Array:
+            plain = [_plain(array) for array in arrays]
+            out = aligned_empty(node.shape, node.dtype)
+            memory = aligned_empty((scratch,), "uint8")
+            pointers = (ctypes.c_void_p * count)(*map(_address, plain), _address(out))
+            run(ctypes.addressof(pointers), _address(memory))
+            return out
+
+        return call
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        if self.graph.updates:
+            with state_lock.exclusive():
+                return self._run(inputs)
+        if self._reads:
+            with state_lock.shared():
+                return self._run(inputs)
+        return self._run(inputs)
+
+    def _run(self, inputs: Sequence[Array]) -> list[Array]:
+        values: dict[Node, Any] = {**self._presets, **dict(zip(self.fused.inputs, inputs))}
+        foreign = {id(_owner(array)) for array in values.values()}
+        node: Node | None = None
+        try:
+            with np.errstate(all="ignore"):
+                for node, call, dead in self._steps:
+                    values[node] = call(*[values[i] for i in node.inputs])
+                    for value in dead:
+                        del values[value]
+        except Exception as error:
+            assert node is not None
+            raise_located(error, self.fused, node)
+        outputs = []
+        for output in self.fused.outputs:
+            array = owned(np.array(values[output], copy=None), foreign)
+            foreign.add(id(_owner(array)))
+            outputs.append(array)
+        # A new value may be a view of another variable, so all are at hand before the first is written.
+        new = [np.array(values[value]) for _, value in self.fused.updates]
+        for (cell, _), array in zip(self.fused.updates, new):
+            cell.array[...] = array
+        return outputs
+
+    def report(self) -> Report:
+        steps = []
+        for node in self.fused.nodes:
+            if node.op.kind == "fused":
+                steps.append(_native_step(node, self._kernels.of(node).name))
+            elif node.op.kind != "leaf" and node.op.name != "reshape":
+                steps.append(interpreted_step(node, self._reason(node)))
+        return Report(self.graph.name, self._input_types(), tuple(steps))
+
+    def _reason(self, node: Node) -> str:
+        return f"there is no kernel for {node.op.name}"
 
 
 def make_plan(graph: Graph, options: Options) -> Plan:
     """The plan of an optimized graph whose sizes are all known."""
-    return Plan(graph, options)
+    if options.mode == "interpret":
+        return Plan(graph, 'mode="interpret": nothing is compiled')
+    if importlib.util.find_spec("llvmlite") is None:
+        return Plan(graph, "llvmlite is not installed: nothing is compiled")
+    from graphkb.codegen.program import interpreted_nodes
+    from graphkb.codegen.target import host_target, named_target
+    from graphkb.passes.fuse import Fuse
+
+    target = host_target() if options.target == "host" else named_target(options.target)
+    fused = Fuse().apply(graph)
+    if not interpreted_nodes(fused):
+        return NativePlan(graph, fused, target)
+    if any(node.op.kind == "fused" for node in fused.nodes):
+        return MixedPlan(graph, fused, target)
+    return Plan(graph, "no step of it has a kernel")
+
+
+def _native_step(node: Node, name: str) -> ReportStep:
+    flops, nbytes = estimate(node)
+    return ReportStep(name, True, "", repr(node.type), origin_lines([node]), flops, nbytes)
+
+
+def _signature(nodes: Sequence[Node]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple([(node.dtype, node.shape) for node in nodes])
+
+
+def _memory(leaf: Node) -> Array:
+    """The array that a leaf stands for: a variable's own, a constant's in C order."""
+    numpy = leaf.op.numpy
+    assert numpy is not None
+    array = numpy(**leaf.attrs)
+    return array if leaf.op.name == "variable" else _plain(np.asarray(array))
+
+
+def _plain(array: Array) -> Array:
+    """The array, C-contiguous and aligned."""
+    return np.require(array, requirements=["C_CONTIGUOUS", "ALIGNED"])
+
+
+def _owner(array: Array) -> Array:
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def _address(array: Array) -> int:
+    return int(array.__array_interface__["data"][0])
