@@ -1,4 +1,7 @@
-"""numexpr as a contestant: expressions are strings over the names of the inputs."""
+"""numexpr as a contestant: expressions are strings over the names of the inputs.
+
+A pair (string, constants) gives names to float32 constants: a literal such as 0.5 would make everything float64.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ class NumExpr(Peer):
     def forward(self, expression: Any, inputs: Arrays, params: Sequence[np.ndarray]) -> Contestant:
         import numexpr
 
-        arrays = dict(inputs)
-        if (problem := numexpr.validate(expression, local_dict=arrays)) is not None:
+        text, constants = expression if isinstance(expression, tuple) else (expression, {})
+        arrays = {**inputs, **constants}
+        if (problem := numexpr.validate(text, local_dict=arrays)) is not None:
             raise problem
-        return Contestant("evaluate(e, local_dict=d)", {"evaluate": numexpr.evaluate, "e": expression, "d": arrays})
+        return Contestant("evaluate(e, local_dict=d)", {"evaluate": numexpr.evaluate, "e": text, "d": arrays})

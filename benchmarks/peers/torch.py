@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ class Torch(Peer):
         import torch._dynamo
         import torch._inductor.config
 
+        warnings.filterwarnings("ignore", message="dynamo_pgo force disabled")
         torch._dynamo.reset()
         torch._inductor.config.force_disable_caches = True
 

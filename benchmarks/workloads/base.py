@@ -101,6 +101,18 @@ class TrainingStep:
         return Job(self.name, self.what, entries, reference, self.tolerance)
 
 
+NO_COMPILERS = ("numpy", "numexpr", "torch_eager")
+
+
+def one_each(peers: Sequence[Peer], code: Mapping[str, str]) -> list[Peer]:
+    """The first peer of each dialect that has code."""
+    first: dict[str, Peer] = {}
+    for peer in peers:
+        if peer.dialect in code:
+            first.setdefault(peer.dialect, peer)
+    return list(first.values())
+
+
 @dataclass(frozen=True)
 class Compile:
     """Seconds from nothing to the first answer of another workload; caches are emptied before each time."""
@@ -109,7 +121,7 @@ class Compile:
     of: Forward | TrainingStep
 
     def job(self, peers: Sequence[Peer]) -> Job:
-        compiled = [peer for peer in peers if peer.dialect not in ("numpy", "numexpr")]
+        compiled = [peer for peer in peers if peer.name not in NO_COMPILERS]
         inner = {entry.peer: entry for entry in self.of.job(compiled).entries}
 
         def entry(peer: Peer) -> Entry:
@@ -132,16 +144,12 @@ class Process:
     code: Mapping[str, str] = field(default_factory=dict)  # dialect -> a line of Python
 
     def job(self, peers: Sequence[Peer]) -> Job:
-        entries = []
-        for dialect in dict.fromkeys(peer.dialect for peer in peers if peer.dialect in self.code):
-            command = [sys.executable, "-c", self.code[dialect]]
+        def entry(peer: Peer) -> Entry:
+            names = {"run": subprocess.run, "command": [sys.executable, "-c", self.code[peer.dialect]]}
+            statement = "run(command, check=True, capture_output=True)"
+            return Entry(peer.name, lambda: Contestant(statement, names, before=lambda: None))
 
-            def build(command: list[str] = command) -> Contestant:
-                names = {"run": subprocess.run, "command": command}
-                return Contestant("run(command, check=True, capture_output=True)", names, before=lambda: None)
-
-            entries.append(Entry(next(p.name for p in peers if p.dialect == dialect), build))
-        return Job(self.name, self.what, entries)
+        return Job(self.name, self.what, [entry(peer) for peer in one_each(peers, self.code)])
 
 
 @dataclass(frozen=True)
@@ -166,8 +174,7 @@ class Memory:
 
             return Entry(peer.name, lambda: Contestant("measure()", {"measure": measure}))
 
-        entries = [entry(peer) for peer in peers if peer.dialect in self.code]
-        return Job(self.name, self.what, entries, unit="kB")
+        return Job(self.name, self.what, [entry(peer) for peer in one_each(peers, self.code)], unit="kB")
 
 
 # The first fifth fills allocator pools and caches of bounded size; what grows after that grows for ever.

@@ -26,11 +26,11 @@ def chain(length: int) -> Forward:
 
         return expression
 
-    def numexpr_text() -> str:
+    def numexpr_pair() -> tuple[str, dict[str, np.float32]]:
         text = "x"
         for _ in range(length // 4):
-            text = f"(tanh({text}*1.01+0.02)-0.01)"
-        return text
+            text = f"(tanh({text}*scale+up)-down)"
+        return text, {"scale": f32(1.01), "up": f32(0.02), "down": f32(0.01)}
 
     def onnx(g: Any, x: Any) -> Any:
         for _ in range(length // 4):
@@ -47,7 +47,7 @@ def chain(length: int) -> Forward:
         "tensorflow": lambda tf, x: build(tf.tanh)(tf, x),
     }
     if length <= NUMEXPR_LONGEST:
-        expressions["numexpr"] = numexpr_text()
+        expressions["numexpr"] = numexpr_pair()
     return Forward(
         name=f"chain_{length}",
         what=f"{length:,} element-wise nodes in a row on 1,000 floats",
