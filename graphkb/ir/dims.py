@@ -43,9 +43,7 @@ class Apply:
         return Apply, (self.fn, self.args)  # the hash rests on identities and is made anew
 
     def __repr__(self) -> str:
-        if self.fn == "floordiv":
-            return f"({_show(self.args[0])} // {_show(self.args[1])})"
-        return f"{self.fn}({', '.join(map(_show, self.args))})"
+        return _show_atom(self, {})
 
 
 Atom: TypeAlias = Symbol | Apply
@@ -76,7 +74,7 @@ class Expr:
         return Expr, (self.terms,)
 
     def __repr__(self) -> str:
-        return _show(self)
+        return show_dim(self)
 
     def __add__(self, other: Dim) -> Dim:
         terms = dict(self.terms)
@@ -333,12 +331,14 @@ def show_shape(shape: Shape) -> str:
     return str(keras_shape(shape))
 
 
-def _show(dim: Dim) -> str:
+def show_dim(dim: Dim, names: Mapping[Symbol, str] | None = None) -> str:
+    """The dim as it prints, its symbols under other names where `names` has some."""
     if not isinstance(dim, Expr):
         return str(dim)
+    known = names or {}
+    rows = [(_show_monomial(monomial, known), factor) for monomial, factor in dim.terms]
     parts = []
-    for monomial, factor in sorted(dim.terms, key=lambda t: (not t[0], _show_monomial(t[0]))):
-        text = _show_monomial(monomial)
+    for text, factor in sorted(rows, key=lambda row: (not row[0], row[0])):
         if not text:
             text = str(abs(factor))
         elif abs(factor) != 1:
@@ -348,8 +348,18 @@ def _show(dim: Dim) -> str:
     return joined[2:] if joined.startswith("+ ") else "-" + joined[2:]
 
 
-def _show_monomial(monomial: Monomial) -> str:
-    return "*".join(sorted(repr(a) + ("" if p == 1 else f"**{p}") for a, p in monomial))
+def _show_monomial(monomial: Monomial, names: Mapping[Symbol, str]) -> str:
+    return "*".join(sorted(_show_atom(a, names) + ("" if p == 1 else f"**{p}") for a, p in monomial))
+
+
+def _show_atom(atom: Atom, names: Mapping[Symbol, str]) -> str:
+    if isinstance(atom, Symbol):
+        return names.get(atom, atom.name)
+    args = [show_dim(a, names) for a in atom.args]
+    if atom.fn == "floordiv":
+        shown = [a if isinstance(d, int) or sole_atom(d) else f"({a})" for a, d in zip(args, atom.args)]
+        return f"({' // '.join(shown)})"
+    return f"{atom.fn}({', '.join(args)})"
 
 
 def size_of(shape: tuple[int, ...]) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from graphkb.ir.dims import Dim, Expr, Symbol, free_symbols
+from graphkb.ir.dims import Expr, Symbol, free_symbols, show_dim
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node
 from graphkb.ir.types import TensorType
@@ -15,8 +16,11 @@ def number(graph: Graph) -> dict[Node, str]:
     return {node: f"%{i}" for i, node in enumerate(graph.nodes)}
 
 
+SymbolNames = Mapping[Symbol, str]
+
+
 def symbol_names(graph: Graph) -> dict[Symbol, str]:
-    """A name of its own for every unknown size, the user's where that is unique."""
+    """A name of its own for every unknown size: the user's, with a number behind it where two share one."""
     names: dict[Symbol, str] = {}
     taken: set[str] = set()
     for node in graph.nodes:
@@ -33,29 +37,30 @@ def symbol_names(graph: Graph) -> dict[Symbol, str]:
     return names
 
 
-def format_dim(dim: Dim) -> str:
-    return str(dim)
+def format_type(type: TensorType, symbols: SymbolNames | None = None) -> str:
+    """`float32[batch, 4]`."""
+    return f"{type.dtype}[{', '.join([show_dim(d, symbols) for d in type.shape])}]"
 
 
-def format_type(type: TensorType) -> str:
-    return repr(type)
-
-
-def format_attr(value: Any) -> str:
+def format_attr(value: Any, symbols: SymbolNames | None = None) -> str:
     """An attribute as it prints: tuples in parentheses, graphs as the number of their nodes."""
     if isinstance(value, tuple):
-        inner = ", ".join(format_attr(v) for v in value)
+        inner = ", ".join(format_attr(v, symbols) for v in value)
         return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if isinstance(value, Expr):
+        return show_dim(value, symbols)
     if isinstance(value, Graph):
         return f"<{len(value.nodes)} nodes>"
     return repr(value)
 
 
-def format_node(node: Node, names: dict[Node, str]) -> str:
+def format_node(node: Node, names: Mapping[Node, str], symbols: SymbolNames | None = None) -> str:
     """`%3: float32[batch, 4] = mul(%1, %2)`, without the provenance."""
     parts = [names.get(i, "%?") for i in node.inputs]
-    parts += [format_attr(v) if node.op.kind == "leaf" else f"{k}={format_attr(v)}" for k, v in node.attrs.items()]
-    return f"{names.get(node, '%?')}: {format_type(node.type)} = {node.op.name}({', '.join(parts)})"
+    for key, value in node.attrs.items():
+        text = format_attr(value, symbols)
+        parts.append(text if node.op.kind == "leaf" else f"{key}={text}")
+    return f"{names.get(node, '%?')}: {format_type(node.type, symbols)} = {node.op.name}({', '.join(parts)})"
 
 
 def format_graph(graph: Graph, origins: bool = True) -> str:
@@ -64,20 +69,20 @@ def format_graph(graph: Graph, origins: bool = True) -> str:
     A fused node is followed by its body, indented.
     """
     lines = [f"graph {graph.name}"]
-    _format_body(graph, lines, "  ", origins, {})
+    _format_body(graph, lines, "  ", origins)
     return "\n".join(lines) + "\n"
 
 
-def _format_body(graph: Graph, lines: list[str], indent: str, origins: bool, outer: dict[Node, str]) -> None:
-    names = number(graph)
+def _format_body(graph: Graph, lines: list[str], indent: str, origins: bool) -> None:
+    names, symbols = number(graph), symbol_names(graph)
     for node in graph.nodes:
-        text = indent + format_node(node, names)
+        text = indent + format_node(node, names, symbols)
         if origins and node.origin is not None:
             text = f"{text:<64}  # {node.origin.short}"
         lines.append(text)
         body = node.attrs.get("body")
         if isinstance(body, Graph):
-            _format_body(body, lines, indent + "    ", origins, names)
+            _format_body(body, lines, indent + "    ", origins)
     for cell, value in graph.updates:
         lines.append(f"{indent}update {cell!r} = {names[value]}")
     lines.append(f"{indent}return {', '.join(names[o] for o in graph.outputs)}".rstrip())
