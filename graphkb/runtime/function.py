@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from graphkb.ir.errors import GraphError, InputError, RecompileError, RecompileWarning
-from graphkb.ir.graph import Graph
+from graphkb.ir.graph import Graph, built_at
 from graphkb.ir.leaves import Array, VariableCell
 from graphkb.ir.node import Node
 from graphkb.ir.serialize import flatten_graph, unflatten_graph
@@ -23,6 +23,8 @@ from graphkb.runtime.report import Report
 from graphkb.runtime.wiring import feed, show_updates
 
 if TYPE_CHECKING:
+    from graphkb.dumps_folder import FolderDump
+    from graphkb.passes.pipeline import Observer
     from graphkb.runtime.native_call import CallSpec, NativeEntry
 
 
@@ -103,12 +105,16 @@ class _Core:
                 self._tell(shapes)
             try:
                 bound = self.graph.bind(bindings)
-                optimized = _optimize(bound, self.options)
+                _check_shapes(bound)
+                folder = _start_dump(bound, self.options)
+                optimized = optimize_bound(bound, self.options, folder.observe if folder is not None else None)
                 plan = make_plan(optimized, self.options)
             except ValueError as error:
                 raise _located(error, f"\n  called with {self.parameters.describe(shapes)}") from error
             made = Specialization(shapes, bound, optimized, plan)
             made.used = next(self._clock)
+            if folder is not None:
+                folder.finish(made)
             self.misses += 1
             self._make_room()
             self._enter(made)
@@ -261,30 +267,42 @@ class Function:
         """
         return self.specialize(shapes).plan.report()
 
-    def dump(self, stage: str = "optimized", format: str = "text", file: Any = None) -> str:
+    def dump(
+        self,
+        stage: str = "optimized",
+        format: str = "text",
+        file: Any = None,
+        shapes: Sequence[Sequence[int]] | Mapping[str, Sequence[int]] | None = None,
+    ) -> str:
         """The program at a stage of its compilation, as text; also written to `file` if there is one.
 
         Args:
             stage: "raw", the name of a pass, "optimized", "loops", "llvm" or "asm".
-            format: "text", "dot", "json" or "svg" (the last three for graphs).
+            format: "text"; "dot", "json" or "svg" for the stages that are graphs; "html" for a page of all stages.
             file: a path or an open text file.
+            shapes: one for each input, or some by name; by default those of the latest call.
 
         Raises:
-            ValueError: there is no such stage or format.
+            ValueError: there is no such stage or format, or the stage needs sizes that are not known.
         """
-        from graphkb.dumps import dump_function
+        from graphkb.dumps import dump
 
-        return dump_function(self, stage, format, file)
+        return dump(self, stage, format, file, shapes)
 
-    def graph(self, stage: str = "optimized") -> Graph:
-        """The graph at a stage of the compilation.
+    def graph(
+        self, stage: str = "optimized", shapes: Sequence[Sequence[int]] | Mapping[str, Sequence[int]] | None = None
+    ) -> Graph:
+        """The graph at a stage of the compilation before the loops.
+
+        Args:
+            shapes: as `dump` takes them.
 
         Raises:
             ValueError: there is no such stage.
         """
-        from graphkb.dumps import function_graph
+        from graphkb.dumps import stage_graph
 
-        return function_graph(self, stage)
+        return stage_graph(self, stage, shapes)
 
     def cache_info(self) -> CacheInfo:
         """How many specializations there are, and how calls fared."""
@@ -298,8 +316,10 @@ class Function:
         updates = f", updates {', '.join(cell.name for cell, _ in self.updates)}" if self.updates else ""
         return f"<Function {self.name}: ({inputs}) -> ({outputs}){updates}>"
 
-    def _repr_svg_(self) -> str:
-        return self.dump("optimized" if self._core.cache else "raw", "svg")
+    def _repr_svg_(self) -> str | None:
+        from graphkb.ir.export import repr_svg
+
+        return repr_svg(self.graph("optimized" if self._core.cache else "raw"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (flatten_graph(self._core.graph),)
@@ -332,13 +352,29 @@ def _check_updates(graph: Graph) -> None:
             raise GraphError(f"{graph.name}: the update of {cell!r} has the type {value.type!r}, not {cell.type!r}")
 
 
-def _optimize(graph: Graph, options: Options) -> Graph:
-    try:
-        from graphkb.passes.pipeline import optimize
-    except ModuleNotFoundError:
-        return graph
-    result: Graph = optimize(graph)
-    return result
+def _check_shapes(bound: Graph) -> None:
+    for cell, value in bound.updates:
+        if value.shape != cell.type.shape:
+            raise GraphError(
+                f"{bound.name}: the update of {cell!r} has the shape {value.shape}, the variable has "
+                f"{cell.type.shape}{built_at(value)}"
+            )
+
+
+def optimize_bound(graph: Graph, options: Options, observer: Observer | None = None) -> Graph:
+    """The graph after all passes, checked after each of them where the options say so."""
+    from graphkb.passes.pipeline import VerifyEach, observe, optimize
+
+    observers = [VerifyEach()] if options.debug else []
+    return optimize(graph, observer=observe(*observers, *([observer] if observer is not None else [])))
+
+
+def _start_dump(graph: Graph, options: Options) -> FolderDump | None:
+    if options.dump is None:
+        return None
+    from graphkb.dumps_folder import FolderDump
+
+    return FolderDump(options.dump, graph)
 
 
 def _located(error: ValueError, place: str) -> ValueError:

@@ -189,7 +189,7 @@ def _check_range(array: Array, dtype: str, name: str) -> None:
 
 def _describe(array: Array) -> str:
     if array.dtype.kind == "O":
-        return f"{type(array.flat[0]).__name__} objects" if array.size else "objects"
+        return type(array.flat[0]).__name__ if array.size else "objects"
     return "text" if array.dtype.kind in "US" else str(array.dtype)
 
 

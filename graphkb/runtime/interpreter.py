@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from graphkb.ir.dims import is_static
-from graphkb.ir.errors import GraphError, InputError
+from graphkb.ir.errors import GraphError, InputError, ShapeError
 from graphkb.ir.graph import Graph, built_at
 from graphkb.ir.leaves import Array, PlaceholderKey
 from graphkb.ir.node import Node, make
@@ -169,6 +169,8 @@ class _Builder:
                 f"{node!r} depends on sizes that only the inputs of a function tell: "
                 f"make them inputs of a function{built_at(node)}"
             )
+        if any(size < 0 for size in node.shape):
+            raise ShapeError(f"{node!r} can not run: a size is negative{built_at(node)}")
         numpy = node.op.numpy
         if node.op in _PRESET:
             assert numpy is not None
