@@ -25,8 +25,8 @@ from graphkb.codegen.loops import (
     expressions,
     walk,
 )
-from graphkb.codegen.lower import work_of
 from graphkb.codegen.scalar_ops import emit_op
+from graphkb.codegen.schedule import work_of
 from graphkb.ir.dims import Apply as DimApply
 from graphkb.ir.dims import Dim, Expr, Symbol
 from graphkb.ir.types import FLOATS

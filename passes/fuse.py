@@ -9,6 +9,16 @@ from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node, remake
 from graphkb.ops.fused import fused
 from graphkb.ops.leaf import placeholder
+from graphkb.passes.row_axes import (
+    COLUMN,
+    OTHER,
+    Axes,
+    operand_axes,
+    reduced_axes,
+    reduces_last_axis,
+    result_axes,
+    row_axes,
+)
 
 # Views whose index maps are affine.
 AFFINE_VIEWS = {"transpose", "broadcast_to", "broadcast_like", "slice", "stop_gradient"}
@@ -16,6 +26,8 @@ AFFINE_VIEWS = {"transpose", "broadcast_to", "broadcast_like", "slice", "stop_gr
 REDUCTIONS = {"sum", "prod", "max", "min", "any", "all", "argmax", "argmin"}
 # Ops that only begin a kernel, as several nests that each write a part.
 SCATTERED = {"pad", "concatenate"}
+# Rows up to this length are reduced several times in one kernel; longer ones would leave the cache in between.
+LONGEST_ROW = 65536
 # Leaves without memory of their own, which kernels compute.
 INLINE_LEAVES = {"size", "iota"}
 
@@ -70,15 +82,23 @@ def is_native(node: Node) -> bool:
     return is_inner(node) or is_core(node) or node.op.name in SCATTERED
 
 
-@dataclass
+@dataclass(eq=False)
 class _Group:
-    """A kernel in the making."""
+    """A kernel in the making.
+
+    Attributes:
+        root: the node that is stored.
+        core: its reduction or product, the first if there are several.
+        rows: the columns' axis and number, where the kernel runs row by row with any number of reductions over rows.
+        rounds: how many times each member is evaluated.
+        axes: along which axes of the root each member runs.
+    """
 
     root: Node
     core: Node | None = None
-    size: int = 1
-    # How many times each member is evaluated.
+    rows: tuple[int, Dim] | None = None
     rounds: dict[Node, Dim] = field(default_factory=dict)
+    axes: dict[Node, Axes] = field(default_factory=dict)
 
 
 class _Groups:
@@ -111,44 +131,100 @@ class _Groups:
         if not stored and groups and self._joins(node, groups):
             self.member[node] = groups
             for group in groups:
-                group.size += 1
-                group.rounds[node] = self._rounds(node, group)
-                if is_core(node):
-                    group.core = node
+                self._enter(node, group)
             return
         if not is_native(node) or node.op.name == "reshape":
             self.stored[node] = None  # interpreted, or another shape of memory that stands elsewhere
             return
-        group = _Group(node, node if is_core(node) else None)
-        group.rounds[node] = node.type.size
+        group = _Group(node)
         self.stored[node] = group
         self.member[node] = [group]
+        group.rounds[node] = node.type.size
+        group.axes[node] = result_axes(node)
+        if is_core(node):
+            self._begin_core(node, group)
+
+    def _enter(self, node: Node, group: _Group) -> None:
+        group.rounds[node], group.axes[node] = self._rounds(node, group), self._axes(node, group)
+        if is_core(node) and group.core is None:
+            self._begin_core(node, group)
+
+    def _begin_core(self, core: Node, group: _Group) -> None:
+        """Note the first reduction of a kernel, and the rows that others may share."""
+        group.core = core
+        if core.op.name == "dot" or not reduces_last_axis(core):
+            return
+        columns, axes = core.inputs[0].shape[-1], row_axes(group.axes[core])
+        if not isinstance(columns, int) or columns > LONGEST_ROW:
+            return
+        everywhere = row_axes(result_axes(group.root))
+        if axes == everywhere:
+            group.rows = (COLUMN, columns)
+        elif axes == everywhere[:-1] and group.root.shape[-1] == columns:
+            group.rows = (everywhere[-1] or 0, columns)
+
+    def _reads(self, user: Node, node: Node, group: _Group) -> Dim:
+        """How often one member reads another."""
+        if user.op.name in SCATTERED:
+            return node.type.size
+        return user.inputs[0].type.size if is_core(user) else group.rounds[user]
 
     def _rounds(self, node: Node, group: _Group) -> Dim:
         """How often the group evaluates the node: as often as the members that read it."""
         size = node.type.size
-        rounds = [
-            user.inputs[0].type.size if is_core(user) else group.rounds[user]
-            for user in self.users[node]
-            if user in group.rounds
-        ]
+        rounds = [self._reads(user, node, group) for user in self.users[node] if user in group.rounds]
         return next((r for r in rounds if r != size), size)
 
+    def _axes(self, node: Node, group: _Group) -> Axes:
+        """The axes along which all members read the node; OTHER where they disagree."""
+        found: set[Axes] = set()
+        for user in self.users[node]:
+            if user not in group.axes:
+                continue
+            if is_core(user):
+                rows = group.rows is not None and reduces_last_axis(user)
+                column = group.rows[0] if group.rows is not None else OTHER
+                found.add(reduced_axes(user, group.axes[user], column) if rows else (OTHER,) * node.ndim)
+            elif user.op.name in SCATTERED:
+                found.add((OTHER,) * node.ndim)
+            else:
+                found.add(operand_axes(user, group.axes[user], node))
+        return found.pop() if len(found) == 1 else (OTHER,) * node.ndim
+
     def _joins(self, node: Node, groups: list[_Group]) -> bool:
-        if any(g.size >= self.most_nodes for g in groups):
+        if any(len(g.rounds) >= self.most_nodes for g in groups):
             return False
         # The operands of a product are read many times, so they stand in memory.
         if any(user.op.name == "dot" for user in self.users[node]):
             return False
         if is_core(node):
-            group, *more = groups
-            if more or group.core is not None or group.root.op.name in SCATTERED or len(self.users[node]) != 1:
-                return False
-            return self._rounds(node, group) == node.type.size
+            return len(groups) == 1 and self._core_joins(node, groups[0])
         if len(groups) > 1 and not self._is_light(node):
             return False
-        again = any(self._rounds(node, g) != node.type.size for g in groups)
-        return not again or node.op.cost <= self.cheap or node.type.size == 1
+        if node.op.cost <= self.cheap or node.type.size == 1:
+            return True
+        return all(self._is_once(self._rounds(node, g), node.type.size) for g in groups)
+
+    def _is_once(self, rounds: Dim, size: Dim) -> bool:
+        return rounds == size or (isinstance(rounds, int) and isinstance(size, int) and rounds <= size)
+
+    def _core_joins(self, core: Node, group: _Group) -> bool:
+        """Whether a reduction or product joins: as the only one, or as one more over the rows of a kernel."""
+        if group.root.op.name in SCATTERED:
+            return False
+        if group.core is None and len(self.users[core]) == 1 and self._rounds(core, group) == core.type.size:
+            return True
+        if core.op.name in ("dot", "argmax", "argmin") or not reduces_last_axis(core):
+            return False
+        trial = _Group(group.root, group.core, group.rows, dict(group.rounds), dict(group.axes))
+        trial.axes[core] = self._axes(core, group)
+        if trial.core is None:
+            self._begin_core(core, trial)
+        if trial.rows is None or core.inputs[0].shape[-1] != trial.rows[1]:
+            return False
+        everywhere = row_axes(result_axes(group.root))
+        rows = everywhere if trial.rows[0] == COLUMN else everywhere[:-1]
+        return row_axes(trial.axes[core]) == rows
 
     def _is_light(self, node: Node) -> bool:
         """Whether computing the node in several kernels costs no more than reading it back would."""

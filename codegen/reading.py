@@ -1,0 +1,193 @@
+"""Reading: the element of a node at an index, as an expression of the loop language."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from graphkb.codegen.loops import (
+    Accumulator,
+    Affine,
+    Apply,
+    Buffer,
+    Const,
+    IndexValue,
+    Load,
+    LoopExpr,
+    Result,
+    SizeValue,
+    Var,
+    affine,
+)
+from graphkb.ir.dims import Dim, Shape
+from graphkb.ir.node import Node
+
+# Reductions that a Reduce statement can express, with the name of their accumulator's operation.
+REDUCTIONS = {"sum", "prod", "max", "min", "any", "all", "argmax", "argmin"}
+
+
+def strides(shape: Shape) -> tuple[Dim, ...]:
+    """Row-major strides, in elements."""
+    out: list[Dim] = []
+    step: Dim = 1
+    for dim in reversed(shape):
+        out.append(step)
+        step = step * dim
+    return tuple(reversed(out))
+
+
+def linear(shape: Shape, index: Sequence[Affine]) -> Affine:
+    """The position of an element in row-major order."""
+    total = Affine()
+    for dim, step, i in zip(shape, strides(shape), index):
+        if dim != 1:
+            total = total.plus(i.scaled(step))
+    return total
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A reduction that a reader met: what it combines, over which variables."""
+
+    accumulator: Accumulator
+    reduced: list[Var]
+    value: LoopExpr
+    position: Affine | None
+
+
+class Reader:
+    """Turns nodes at an index into expressions; every (node, index) pair is one shared expression."""
+
+    def __init__(self, buffers: dict[Node, Buffer], column: Var | None = None) -> None:
+        self.buffers = buffers
+        # Where a kernel runs row by row, all its reductions run along this one variable.
+        self.column = column
+        self.reductions: list[Reduction] = []
+        self._known: dict[tuple[Node, tuple[Affine, ...]], LoopExpr] = {}
+        self._loads: dict[tuple[Buffer, Affine], Load] = {}
+
+    def load(self, node: Node, index: tuple[Affine, ...]) -> Load:
+        buffer = self.buffers[node]
+        place = linear(node.shape, index)
+        return self._loads.setdefault((buffer, place), Load(buffer, place))
+
+    def read(self, node: Node, index: tuple[Affine, ...]) -> LoopExpr:
+        """The element of a node at an index, one affine function for each of its axes."""
+        key = (node, index)
+        expr = self._known.get(key)
+        if expr is None:
+            expr = self._known[key] = self._read(node, index)
+        return expr
+
+    def _read(self, node: Node, index: tuple[Affine, ...]) -> LoopExpr:
+        if node in self.buffers:
+            return self.load(node, index)
+        attrs = node.attrs
+        match node.op.name:
+            case "constant":
+                return Const(attrs["value"].array.item(), node.dtype)
+            case "size":
+                return SizeValue(attrs["dim"], node.dtype)
+            case "iota":
+                return IndexValue(index[0], node.dtype)
+            case "reshape":
+                return self.read(node.inputs[0], _reshaped(node, index))
+            case "transpose":
+                inner = [Affine()] * node.ndim
+                for position, axis in enumerate(attrs["axes"]):
+                    inner[axis] = index[position]
+                return self.read(node.inputs[0], tuple(inner))
+            case "broadcast_to" | "broadcast_like":
+                return self.read(node.inputs[0], _broadcast(node.inputs[0], node, index))
+            case "slice":
+                ranges = zip(index, attrs["starts"], attrs["steps"])
+                moved = tuple([i.scaled(step).shifted(start) for i, start, step in ranges])
+                return self.read(node.inputs[0], moved)
+            case "stop_gradient":
+                return self.read(node.inputs[0], index)
+            case name if name in REDUCTIONS:
+                return self._reduce(node, index)
+            case "dot":
+                return self._dot(node, index)
+            case name if node.op.kind == "elementwise":
+                args = tuple([self.read(x, _broadcast(x, node, index)) for x in node.inputs])
+                return Apply(name, args, node.dtype)
+            case name:
+                raise AssertionError(f"{name} can not stand inside a fused kernel")
+
+    def _dot(self, node: Node, index: tuple[Affine, ...]) -> LoopExpr:
+        """A product as a sum over the contracted axes, for the dtypes and ranks that no matrix kernel takes."""
+        x, y = node.inputs
+        batch_x, batch_y, contract_x, contract_y = (node.attrs[p] for p in node.op.params)
+        reduced = [Var(f"r{i}", x.shape[axis]) for i, axis in enumerate(contract_x)]
+        left, right = [Affine()] * x.ndim, [Affine()] * y.ndim
+        for var, a, b in zip(reduced, contract_x, contract_y):
+            left[a] = right[b] = along(var)
+        rest = iter(index)
+        for a, b in zip(batch_x, batch_y):
+            left[a] = right[b] = next(rest)
+        for axis in range(x.ndim):
+            if axis not in batch_x and axis not in contract_x:
+                left[axis] = next(rest)
+        for axis in range(y.ndim):
+            if axis not in batch_y and axis not in contract_y:
+                right[axis] = next(rest)
+        wide = _accumulator_dtype(node.dtype, "sum")
+        args = tuple([_as(self.read(n, tuple(i)), wide) for n, i in ((x, left), (y, right))])
+        return self._begin(Accumulator("acc", "sum", wide), reduced, Apply("mul", args, wide), None, node.dtype)
+
+    def _begin(
+        self, accumulator: Accumulator, reduced: list[Var], value: LoopExpr, position: Affine | None, dtype: str
+    ) -> LoopExpr:
+        self.reductions.append(Reduction(accumulator, reduced, value, position))
+        return _as(Result(accumulator), dtype)
+
+    def _reduce(self, node: Node, index: tuple[Affine, ...]) -> LoopExpr:
+        (x,) = node.inputs
+        axes = (node.attrs["axis"],) if "axis" in node.attrs else node.attrs["axes"]
+        keepdims = node.attrs.get("keepdims", False)
+        reduced: list[Var] = []
+        inner: list[Affine] = []
+        kept = iter(index)
+        for axis, dim in enumerate(x.shape):
+            if axis in axes:
+                if keepdims:
+                    next(kept)
+                var = self.column or Var(f"r{len(reduced)}", dim)
+                reduced.append(var)
+                inner.append(along(var))
+            else:
+                inner.append(next(kept))
+        dtype = _accumulator_dtype(x.dtype, node.op.name)
+        value = _as(self.read(x, tuple(inner)), dtype)
+        count = len(self.reductions)
+        accumulator = Accumulator(f"acc{count or ''}", node.op.name, dtype)
+        position = along(reduced[0]) if node.op.name in ("argmax", "argmin") else None
+        return self._begin(accumulator, reduced, value, position, node.dtype)
+
+
+def along(var: Var) -> Affine:
+    """The index that runs along a loop; loops of one round do not exist."""
+    return Affine() if var.extent == 1 else affine(var)
+
+
+def _as(expr: LoopExpr, dtype: str) -> LoopExpr:
+    """The expression, converted where it must be."""
+    return expr if expr.dtype == dtype else Apply("cast", (expr,), dtype)
+
+
+def _accumulator_dtype(dtype: str, op: str) -> str:
+    """float16 sums and products run in float32, as NumPy's do."""
+    return "float32" if dtype == "float16" and op in ("sum", "prod") else dtype
+
+
+def _broadcast(x: Node, y: Node, index: tuple[Affine, ...]) -> tuple[Affine, ...]:
+    """The index into an operand that NumPy broadcasting gives for an index into the result."""
+    offset = y.ndim - x.ndim
+    return tuple([Affine() if n == 1 else index[offset + axis] for axis, n in enumerate(x.shape)])
+
+
+def _reshaped(node: Node, index: tuple[Affine, ...]) -> tuple[Affine, ...]:
+    """The index before a reshape that only adds and removes axes of size 1."""
+    rest = iter([i for i, n in zip(index, node.shape) if n != 1])
+    return tuple([Affine() if n == 1 else next(rest) for n in node.inputs[0].shape])
