@@ -108,8 +108,9 @@ def identity(op: str, dtype: str) -> float | int | bool:
                 return float("-inf") if low else float("inf")
             bits = int(dtype.lstrip("uint"))
             if dtype.startswith("uint"):
-                return 0 if low else 2**bits - 1
-            return -(2 ** (bits - 1)) if low else 2 ** (bits - 1) - 1
+                return 0 if low else (1 << bits) - 1
+            largest = (1 << (bits - 1)) - 1
+            return -largest - 1 if low else largest
         case other:
             raise AssertionError(f"unknown reduction {other}")
 
