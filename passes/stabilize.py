@@ -13,6 +13,7 @@ from graphkb.ops import shape as sh
 from graphkb.passes.patterns import never_negative, scalar
 from graphkb.passes.rewrite import Rules, rewrite_graph, rule
 from graphkb.passes.rules_fastmath import FASTMATH
+from graphkb.passes.rules_gradients import GRADIENTS, is_shifted, is_sum_of_exp, shift_of, softmax_of
 from graphkb.passes.simplify import SIMPLIFY
 
 # Every rule is at least as accurate as what it replaces for every input, and gives a NaN or an infinity only where the
@@ -132,12 +133,12 @@ def log_sum_exp(node: Node) -> Node | None:
     """log(sum(exp(x))) -> m + log(sum(exp(x - m))) with m = max(x)"""
     # The largest term becomes 1: nothing overflows, and the sum does not vanish.
     (total,) = node.inputs
-    if not _is_sum_of_exp(total):
+    if not is_sum_of_exp(total):
         return None
-    x = total.inputs[0].inputs[0]
-    axes, keepdims = total.attrs["axes"], total.attrs["keepdims"]
-    shift = _shift(x, axes)
-    return ew.log(reductions.reduce_sum(ew.exp(x - shift), axes, keepdims)) + sh.reshape(shift, node.shape)
+    x, axes = total.inputs[0].inputs[0], total.attrs["axes"]
+    shift = shift_of(x, axes)
+    # keepdims, so that the gradient finds the same sum.
+    return sh.reshape(ew.log(reductions.reduce_sum(ew.exp(x - shift), axes, True)) + shift, node.shape)
 
 
 @rule("div")
@@ -145,11 +146,9 @@ def softmax(node: Node) -> Node | None:
     """exp(x) / sum(exp(x)) -> the same of x - max(x)"""
     # Without the shift, exp overflows above 88 and the quotient is NaN.
     e, total = node.inputs
-    if not _is_sum_of_exp(total) or total.inputs[0] is not e or not total.attrs["keepdims"]:
+    if not is_sum_of_exp(total) or total.inputs[0] is not e or not total.attrs["keepdims"]:
         return None
-    axes = total.attrs["axes"]
-    shifted = ew.exp(e.inputs[0] - _shift(e.inputs[0], axes))
-    return shifted / reductions.reduce_sum(shifted, axes, True)
+    return softmax_of(e.inputs[0], total.attrs["axes"])
 
 
 @rule("log")
@@ -163,32 +162,7 @@ def log_softmax(node: Node) -> Node | None:
     if total.op is not reductions.SUM or total.inputs[0] is not e or not total.attrs["keepdims"]:
         return None
     x = e.inputs[0]
-    return x - ew.log(total) if _is_shifted(x, total.attrs["axes"]) else None
-
-
-def _is_sum_of_exp(total: Node) -> bool:
-    """A sum of exp(x), over axes that surely have elements, of an x whose maximum was not yet subtracted."""
-    if total.op is not reductions.SUM or total.inputs[0].op is not ew.exp_:
-        return False
-    x = total.inputs[0].inputs[0]
-    axes = total.attrs["axes"]
-    return all(isinstance(x.shape[a], int) and x.shape[a] > 0 for a in axes) and not _is_shifted(x, axes)
-
-
-def _is_shifted(x: Node, axes: tuple[int, ...]) -> bool:
-    """Whether x is y - max(y)."""
-    if x.op is not ew.sub:
-        return False
-    y, shift = x.inputs
-    if shift.op is ew.SELECT and shift.inputs[0].op is ew.isfinite_:
-        shift = shift.inputs[1]
-    return shift.op is reductions.MAX and shift.inputs[0] is y and shift.attrs["axes"] == axes
-
-
-def _shift(x: Node, axes: tuple[int, ...]) -> Node:
-    """The maximum over axes of size 1, but 0 where it is infinite or NaN, since inf - inf would be NaN."""
-    largest = reductions.reduce(reductions.MAX, x, axes, True)
-    return ew.select(make(ew.isfinite_, (largest,)), largest, 0)
+    return x - ew.log(total) if is_shifted(x, total.attrs["axes"]) else None
 
 
 STABILIZE: Rules = (
@@ -206,6 +180,7 @@ STABILIZE: Rules = (
     reciprocal_to_sigmoid,
     div_to_sigmoid,
     softmax,
+    *GRADIENTS,
 )
 
 
