@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 
     from graphkb.ir.graph import Graph
 
-__all__ = ["from_json", "to_dot", "to_json", "to_networkx", "to_svg"]
+__all__ = ["from_json", "repr_svg", "to_dot", "to_json", "to_networkx", "to_svg"]
+
+LARGEST_PICTURE = 2000
+"""Nodes up to which pictures are made that nobody asked for."""
+
+
+def repr_svg(graph: Graph) -> str | None:
+    """The picture that a notebook shows; None, so that it shows the text, for graphs too large to be looked at."""
+    return to_svg(graph) if len(graph.nodes) <= LARGEST_PICTURE else None
 
 
 def to_networkx(graph: Graph) -> networkx.MultiDiGraph:

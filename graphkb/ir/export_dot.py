@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from graphkb.ir.export_style import RESULT, body_of, clip, details, family, hint, inline_value, title
+from graphkb.ir.export_style import RESULT, clip, details, family, hint, inline_value, title
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node
-from graphkb.ir.text import format_type, number
+from graphkb.ir.text import SymbolNames, body_names, format_type, inline_body, number, symbol_names
 
 _RESULT = f'shape=oval, fillcolor="{RESULT.fill}", color="{RESULT.line}", fontcolor="#ffffff"'
 
@@ -22,7 +22,7 @@ def to_dot(graph: Graph) -> str:
         '  node [shape=box, style="rounded,filled", fontname="Helvetica", fontsize=11];',
         '  edge [color="#64748b", arrowsize=0.7];',
     ]
-    ends = _emit(graph, "n", "  ", {}, lines)
+    ends = _emit(graph, number(graph), symbol_names(graph), "n", "  ", {}, lines)
     results = [(f"output {i}", node) for i, node in enumerate(graph.outputs)]
     results += [(f"update {cell.name}", node) for cell, node in graph.updates]
     for i, (label, node) in enumerate(results):
@@ -32,12 +32,19 @@ def to_dot(graph: Graph) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _emit(graph: Graph, prefix: str, indent: str, bound: dict[Node, str], lines: list[str]) -> dict[Node, str]:
+def _emit(
+    graph: Graph,
+    names: dict[Node, str],
+    symbols: SymbolNames,
+    prefix: str,
+    indent: str,
+    bound: dict[Node, str],
+    lines: list[str],
+) -> dict[Node, str]:
     """Write the nodes and edges of a graph; the identifier at which each node's value can be picked up.
 
     `bound` holds the identifiers that stand for the placeholders of a body.
     """
-    names = number(graph)
     ends = dict(bound)
     roots = set(graph.roots)
     for i, node in enumerate(graph.nodes):
@@ -45,23 +52,24 @@ def _emit(graph: Graph, prefix: str, indent: str, bound: dict[Node, str], lines:
             continue
         identifier = f"{prefix}{i}"
         look = family(node)
-        body = body_of(node)
-        if body is not None and len(body.inputs) == len(node.inputs) and len(body.outputs) == 1:
-            label = f"{names[node]} {node.op.name}  {format_type(node.type)}"
+        body = inline_body(node)
+        if body is not None:
+            label = f"{names[node]} {node.op.name}  {format_type(node.type, symbols)}"
             lines.append(f"{indent}subgraph cluster_{identifier} {{")
             lines.append(
                 f'{indent}  style="rounded,filled"; fillcolor="{look.fill}"; color="{look.line}"; '
-                f"label={_quote(label)}; tooltip={_quote(hint(node, names))};"
+                f"label={_quote(label)}; tooltip={_quote(hint(node, names, symbols))};"
             )
             inner = {p: ends[operand] for p, operand in zip(body.inputs, node.inputs) if operand in ends}
-            ends[node] = _emit(body, f"{identifier}_", indent + "  ", inner, lines).get(body.outputs[0], identifier)
+            inside = _emit(body, body_names(node, body, names), symbols, f"{identifier}_", indent + "  ", inner, lines)
+            ends[node] = inside.get(body.outputs[0], identifier)
             lines.append(f"{indent}}}")
             continue
-        text = "\n".join([f"{names[node]} {title(node)}", format_type(node.type), *details(node)])
+        text = "\n".join([f"{names[node]} {title(node)}", format_type(node.type, symbols), *details(node, symbols)])
         shape = ", shape=oval" if node.op.kind == "leaf" else ""
         lines.append(
             f'{indent}{identifier} [label={_quote(text)}, fillcolor="{look.fill}", color="{look.line}"{shape}, '
-            f"tooltip={_quote(hint(node, names))}];"
+            f"tooltip={_quote(hint(node, names, symbols))}];"
         )
         ends[node] = identifier
         lines.extend(f"{indent}{ends[operand]} -> {identifier};" for operand in node.inputs if operand in ends)

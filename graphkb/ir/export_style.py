@@ -7,7 +7,7 @@ from typing import NamedTuple
 from graphkb.ir.graph import Graph
 from graphkb.ir.leaves import Constant
 from graphkb.ir.node import Node
-from graphkb.ir.text import format_attr, format_node
+from graphkb.ir.text import SymbolNames, body_names, format_attr, format_node, inline_body
 
 
 class Family(NamedTuple):
@@ -95,7 +95,7 @@ def title(node: Node) -> str:
     return f"{node.op.name}({', '.join('·' if v is None else v for v in values)})"
 
 
-def details(node: Node, width: int = 44) -> list[str]:
+def details(node: Node, symbols: SymbolNames, width: int = 44) -> list[str]:
     """Further lines: what a fused node does, or the attributes that say something."""
     body = body_of(node)
     if body is not None:
@@ -103,7 +103,7 @@ def details(node: Node, width: int = 44) -> list[str]:
         return wrap([n.op.name for n in work], " · ", width, 4) if len(work) > 1 else []
     if node.op.kind == "leaf" and node.op.name not in ("size", "iota"):
         return []
-    shown = [f"{name}={format_attr(v)}" for name, v in node.attrs.items() if v not in ((), False, None)]
+    shown = [f"{name}={format_attr(v, symbols)}" for name, v in node.attrs.items() if v not in ((), False, None)]
     return [clip(line, width) for line in wrap(shown, " ", width, 2)]
 
 
@@ -125,13 +125,14 @@ def clip(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def hint(node: Node, names: dict[Node, str]) -> str:
+def hint(node: Node, names: dict[Node, str], symbols: SymbolNames) -> str:
     """What a tooltip says: the node's line of the text form, its body, and the user's line that built it."""
-    lines = [clip(format_node(node, names), 400)]
-    body = body_of(node)
+    lines = [clip(format_node(node, names, symbols), 400)]
+    body = inline_body(node)
     if body is not None:
-        inner = {n: f"%{i}" for i, n in enumerate(body.nodes)}
-        lines += ["    " + clip(format_node(n, inner), 160) for n in body.nodes[:40]]
+        inner = body_names(node, body, names)
+        members = [n for n in body.nodes if n.op.name != "placeholder"][:40]
+        lines += ["    " + clip(format_node(n, inner, symbols), 160) for n in members]
     if node.origin is not None:
         text = node.origin.text
         lines.append(f"built at {node.origin.short}" + (f": {clip(text, 160)}" if text else ""))

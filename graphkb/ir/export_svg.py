@@ -10,7 +10,7 @@ from graphkb.ir.export_layout import Layout, layered
 from graphkb.ir.export_style import FAMILIES, RESULT, Family, clip, details, family, hint, inline_value, title
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node
-from graphkb.ir.text import format_type, number
+from graphkb.ir.text import SymbolNames, format_type, number, symbol_names
 
 MARGIN = 28
 TITLE, SMALL = 13.0, 10.5  # font sizes
@@ -57,12 +57,14 @@ def to_svg(graph: Graph) -> str:
         A well-formed SVG document, in a time near-linear in the number of nodes.
     """
     names = number(graph)
-    boxes, edges, floating = _collect(graph, names)
+    boxes, edges, floating = _collect(graph, names, symbol_names(graph))
     layout = layered([(b.width, b.height) for b in boxes], edges, floating)
     return _draw(graph, boxes, edges, layout)
 
 
-def _collect(graph: Graph, names: dict[Node, str]) -> tuple[list[_Box], list[tuple[int, int]], list[bool]]:
+def _collect(
+    graph: Graph, names: dict[Node, str], symbols: SymbolNames
+) -> tuple[list[_Box], list[tuple[int, int]], list[bool]]:
     """All boxes with the edges between them, and which boxes stand close above their users."""
     boxes: list[_Box] = []
     edges: list[tuple[int, int]] = []
@@ -84,12 +86,12 @@ def _collect(graph: Graph, names: dict[Node, str]) -> tuple[list[_Box], list[tup
             if operand in drawn_at and abs(depth[node] - drawn_at[operand]) >= _NEAR:
                 drawn_at[operand] = depth[node]
                 index[operand] = len(boxes)
-                boxes.append(_node_box(operand, names))
+                boxes.append(_node_box(operand, names, symbols))
                 floating.append(True)
             if operand in index:
                 operands.append(index[operand])
         index[node] = len(boxes)
-        boxes.append(_node_box(node, names))
+        boxes.append(_node_box(node, names, symbols))
         floating.append(leaf and node.op.name != "placeholder")
         edges += [(operand, index[node]) for operand in operands]
     results = [(f"output {i}" if len(graph.outputs) > 1 else "output", n) for i, n in enumerate(graph.outputs)]
@@ -101,9 +103,9 @@ def _collect(graph: Graph, names: dict[Node, str]) -> tuple[list[_Box], list[tup
     return boxes, edges, floating
 
 
-def _node_box(node: Node, names: dict[Node, str]) -> _Box:
-    lines = (format_type(node.type), *details(node))
-    return _box(title(node), names[node], lines, family(node), hint(node, names), node.op.kind == "leaf")
+def _node_box(node: Node, names: dict[Node, str], symbols: SymbolNames) -> _Box:
+    lines = (format_type(node.type, symbols), *details(node, symbols))
+    return _box(title(node), names[node], lines, family(node), hint(node, names, symbols), node.op.kind == "leaf")
 
 
 def _box(title: str, tag: str, lines: Sequence[str], family: Family, hint: str, round: bool) -> _Box:

@@ -57,7 +57,10 @@ def format_attr(value: Any, symbols: SymbolNames | None = None) -> str:
 def format_node(node: Node, names: Mapping[Node, str], symbols: SymbolNames | None = None) -> str:
     """`%3: float32[batch, 4] = mul(%1, %2)`, without the provenance."""
     parts = [names.get(i, "%?") for i in node.inputs]
+    inline = inline_body(node)
     for key, value in node.attrs.items():
+        if value is inline:
+            continue  # its nodes follow, line by line
         text = format_attr(value, symbols)
         parts.append(text if node.op.kind == "leaf" else f"{key}={text}")
     return f"{names.get(node, '%?')}: {format_type(node.type, symbols)} = {node.op.name}({', '.join(parts)})"
@@ -66,23 +69,43 @@ def format_node(node: Node, names: Mapping[Node, str], symbols: SymbolNames | No
 def format_graph(graph: Graph, origins: bool = True) -> str:
     """The whole graph, one node a line, with the user's line behind each where `origins` is set.
 
-    A fused node is followed by its body, indented.
+    A fused node is followed by the nodes of its body, indented: `%4.0`, `%4.1` … of node `%4`.
     """
     lines = [f"graph {graph.name}"]
-    _format_body(graph, lines, "  ", origins)
+    names, symbols = number(graph), symbol_names(graph)
+    for node in graph.nodes:
+        _format_line(node, names, symbols, lines, "  ", origins)
+    for cell, value in graph.updates:
+        lines.append(f"  update {cell!r} = {names[value]}")
+    lines.append(f"  return {', '.join(names[o] for o in graph.outputs)}".rstrip())
     return "\n".join(lines) + "\n"
 
 
-def _format_body(graph: Graph, lines: list[str], indent: str, origins: bool) -> None:
-    names, symbols = number(graph), symbol_names(graph)
-    for node in graph.nodes:
-        text = indent + format_node(node, names, symbols)
-        if origins and node.origin is not None:
-            text = f"{text:<64}  # {node.origin.short}"
-        lines.append(text)
-        body = node.attrs.get("body")
-        if isinstance(body, Graph):
-            _format_body(body, lines, indent + "    ", origins)
-    for cell, value in graph.updates:
-        lines.append(f"{indent}update {cell!r} = {names[value]}")
-    lines.append(f"{indent}return {', '.join(names[o] for o in graph.outputs)}".rstrip())
+def _format_line(
+    node: Node, names: Mapping[Node, str], symbols: SymbolNames, lines: list[str], indent: str, origins: bool
+) -> None:
+    text = indent + format_node(node, names, symbols)
+    if origins and node.origin is not None:
+        text = f"{text:<64}  # {node.origin.short}"
+    lines.append(text)
+    body = inline_body(node)
+    if body is not None:
+        inner = body_names(node, body, names)
+        for member in body.nodes:
+            if member.op.name != "placeholder":
+                _format_line(member, inner, symbols, lines, indent + "    ", origins)
+
+
+def inline_body(node: Node) -> Graph | None:
+    """The body of a fused node, which reads as the node's own operands do; None for all others."""
+    body = node.attrs.get("body")
+    if isinstance(body, Graph) and len(body.inputs) == len(node.inputs) and len(body.outputs) == 1:
+        return body
+    return None
+
+
+def body_names(node: Node, body: Graph, names: Mapping[Node, str]) -> dict[Node, str]:
+    """The names of a body's nodes: its inputs have those of the operands."""
+    inner = {p: names.get(operand, "%?") for p, operand in zip(body.inputs, node.inputs)}
+    members = [member for member in body.nodes if member not in inner]
+    return {**inner, **{member: f"{names.get(node, '%?')}.{i}" for i, member in enumerate(members)}}

@@ -363,10 +363,11 @@ def _check_shapes(bound: Graph) -> None:
 
 def optimize_bound(graph: Graph, options: Options, observer: Observer | None = None) -> Graph:
     """The graph after all passes, checked after each of them where the options say so."""
-    from graphkb.passes.pipeline import VerifyEach, observe, optimize
+    from graphkb.passes.pipeline import VerifyEach, graph_passes, observe, optimize
 
     observers = [VerifyEach()] if options.debug else []
-    return optimize(graph, observer=observe(*observers, *([observer] if observer is not None else [])))
+    watch = observe(*observers, *([observer] if observer is not None else []))
+    return optimize(graph, graph_passes(options.fastmath), watch)
 
 
 def _start_dump(graph: Graph, options: Options) -> FolderDump | None:
