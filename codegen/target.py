@@ -114,24 +114,26 @@ def named_target(name: str) -> Target:
     return TARGETS[name]
 
 
-def host_target() -> Target:
+def host_target(name: str = "") -> Target:
     """The target of code that runs in this process.
 
-    The environment variable GRAPHKB_TARGET chooses another one by name, such as a lower level of the same
-    family. Timings are those of the actual processor, instructions only those of the level.
+    Timings are those of the actual processor, instructions only those of the level.
+
+    Args:
+        name: a lower level of the same family, or "host"; by default the environment variable GRAPHKB_TARGET names it.
 
     Raises:
-        ValueError: GRAPHKB_TARGET names no target, or one of another processor family.
+        ValueError: no target has that name, or this machine can not run its code.
     """
-    name = os.environ.get("GRAPHKB_TARGET", "")
-    if not name:
-        return _detect()
+    name = name or os.environ.get("GRAPHKB_TARGET", "") or "host"
     chosen, host = named_target(name), _detect()
+    if name == "host":
+        return host
     if chosen.triple.split("-")[0] != host.triple.split("-")[0]:
-        raise ValueError(f"GRAPHKB_TARGET={name}: this machine is {host.triple} and cannot run it")
+        raise ValueError(f"target {name}: this machine is {host.triple} and cannot run it")
     order = list(TARGETS)
     if order.index(chosen.name) > order.index(host.name):
-        raise ValueError(f"GRAPHKB_TARGET={name}: this machine has only {host.name}")
+        raise ValueError(f"target {name}: this machine has only {host.name}")
     return replace(chosen, triple=host.triple, tune=host.tune)
 
 

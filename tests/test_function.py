@@ -452,12 +452,9 @@ def test_the_callable_outlives_its_function(mode: str) -> None:
         assert call([ones(n, 4), ones(n, 4)])[0].tolist() == (2 * ones(n, 4)).tolist()
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_functions_leave_no_garbage(mode: str) -> None:
-    """Made, called, and dropped: nothing waits for the collector, and memory stays flat."""
-
+def test_interpreted_functions_leave_no_garbage() -> None:
     def use() -> None:
-        f = batch_function(mode)
+        f = batch_function("interpret")
         f([ones(3, 4), ones(3, 4)])
         f([ones(3, 4), ones(3, 4)])
 
@@ -468,6 +465,21 @@ def test_functions_leave_no_garbage(mode: str) -> None:
         for _ in range(20):
             use()
         assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_of_a_dropped_function_waits_for_the_collector(mode: str) -> None:
+    gc.disable()
+    try:
+        f = batch_function(mode)
+        f([ones(3, 4), ones(3, 4)])
+        f([ones(3, 4), ones(3, 4)])
+        made = f.specialize()
+        refs = [weakref.ref(f), weakref.ref(made), weakref.ref(made.plan), weakref.ref(f.updates[0][0])]
+        del f, made
+        assert [ref() for ref in refs] == [None] * 4
     finally:
         gc.enable()
 
@@ -582,3 +594,40 @@ def test_a_training_step_learns() -> None:
     np.testing.assert_allclose(cell.array, truth, atol=1e-6)
     assert isinstance(n, Expr)
     assert shape.reshape(x, (n * 3,)).type.ndim == 1
+
+
+def test_debug_checks_after_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that leaves a broken graph behind is named."""
+    from graphkb.passes import pipeline
+
+    class Break:
+        name = "break"
+
+        def apply(self, graph: Graph) -> Graph:
+            return graph.with_roots([leaf.placeholder((3, 4), "float32", "stray")] * len(graph.roots))
+
+    passes = pipeline.graph_passes
+    monkeypatch.setattr(pipeline, "graph_passes", lambda fastmath: (*passes(fastmath), Break()))
+    f = batch_function("interpret", debug=True)
+    with pytest.raises(GraphError, match="this placeholder is needed but is not among the inputs") as caught:
+        f([ones(3, 4), ones(3, 4)])
+    assert "called with x: (3, 4), y: (3, 4)" in str(caught.value)
+
+
+def test_a_target_that_this_machine_lacks_is_refused() -> None:
+    pytest.importorskip("llvmlite")
+    f = batch_function(target="wasm32")
+    with pytest.raises(ValueError, match="target wasm32: this machine is .* and cannot run it"):
+        f([ones(3, 4), ones(3, 4)])
+    assert state(f) == [[0, 0]]
+
+
+def test_a_lower_level_of_this_machine() -> None:
+    pytest.importorskip("llvmlite")
+    from graphkb.codegen.target import host_target
+
+    if not host_target("host").is_x86:
+        pytest.skip("levels are those of x86-64")
+    f = batch_function(target="x86-64")
+    assert f([ones(3, 4), ones(3, 4)])[0].tolist() == (2 * ones(3, 4)).tolist()
+    assert f.report().native

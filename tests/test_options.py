@@ -19,7 +19,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_defaults() -> None:
-    assert current() == Options("auto", False, None, "host", "silent", 64)
+    assert current() == Options("auto", False, None, "host", "silent", 64, False)
 
 
 def test_environment_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +27,7 @@ def test_environment_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, text in settings.items():
         monkeypatch.setenv(VARIABLES[name], text)
     monkeypatch.setenv(VARIABLES["on_recompile"], "")
-    assert current() == Options("interpret", True, "there", "x86-64-v3", "silent", 3)
+    assert current() == Options("interpret", True, "there", "x86-64-v3", "silent", 3, False)
 
 
 def test_blocks_over_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,8 @@ def test_other_threads_do_not_see_it() -> None:
 ERRORS: list[tuple[dict[str, Any], str]] = [
     (
         {"modus": "auto"},
-        "options: there is no option 'modus'; expected one of mode, debug, dump, target, on_recompile, cache_size",
+        "options: there is no option 'modus'; expected one of mode, debug, dump, target, on_recompile, cache_size, "
+        "fastmath",
     ),
     ({"mode": "fast"}, "options: mode is 'fast': expected 'auto', 'native' or 'interpret'"),
     ({"mode": None}, "options: mode is None: expected 'auto', 'native' or 'interpret'"),

@@ -26,10 +26,11 @@ class Options:
             can not be are interpreted. "interpret" compiles nothing.
         debug: verify the graph after every pass.
         dump: a folder that receives the text of every stage of each compilation; None writes nothing.
-        target: the name of the machine that code is made for, such as "x86-64-v3"; "host" is this one.
+        target: the instruction set that code is made for, such as "x86-64-v3"; "host" takes all that this machine has.
         on_recompile: what happens when a function that was specialized already meets new input shapes: nothing,
             a RecompileWarning, or a RecompileError.
         cache_size: how many specializations a function keeps; beyond that the one longest unused is dropped.
+        fastmath: let passes use algebra that holds for real numbers but not for every float.
     """
 
     mode: str = "auto"
@@ -38,6 +39,7 @@ class Options:
     target: str = "host"
     on_recompile: str = "silent"
     cache_size: int = 64
+    fastmath: bool = False
 
 
 VARIABLES = {
@@ -47,6 +49,7 @@ VARIABLES = {
     "target": "GRAPHKB_TARGET",
     "on_recompile": "GRAPHKB_ON_RECOMPILE",
     "cache_size": "GRAPHKB_CACHE_SIZE",
+    "fastmath": "GRAPHKB_FASTMATH",
 }
 """The environment variable of each option. One that is not set, or empty, leaves the default."""
 
@@ -103,6 +106,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "target": _target,
     "on_recompile": _choice(ON_RECOMPILE),
     "cache_size": _count,
+    "fastmath": _flag,
 }
 
 _override: ContextVar[Mapping[str, Any] | None] = ContextVar("graphkb_options", default=None)
