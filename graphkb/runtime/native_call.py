@@ -134,9 +134,7 @@ class NativeEntry:
         self._owner.keep(lambda other: False)
 
 
-def run_context(
-    spec: CallSpec, arrays_in: Sequence[Array], arrays_out: Sequence[Array] | None = None
-) -> list[Array]:
+def run_context(spec: CallSpec, arrays_in: Sequence[Array], arrays_out: Sequence[Array] | None = None) -> list[Array]:
     """Run `spec` from Python, with a workspace of its own, waiting for `state_lock` when it needs that.
 
     Args:

@@ -75,9 +75,7 @@ def _tuple_fields(ob_size: int) -> int:
     tuples: list[tuple[Any, ...]] = [([],), ([], []), ([], {}, [], set())]
     images = [_bytes(one, tuple.__basicsize__ + WORD * len(one)) for one in tuples]
     items = _locate("tuple items", images, (id(one[0]) for one in tuples), "=Q")
-    if any(
-        list(_words(one, items + WORD * len(one))[items // WORD :]) != list(map(id, one)) for one in tuples
-    ):
+    if any(list(_words(one, items + WORD * len(one))[items // WORD :]) != list(map(id, one)) for one in tuples):
         raise LayoutError("a tuple's items do not follow each other")
     if any(_words(one, items)[ob_size // WORD] != len(one) for one in tuples):
         raise LayoutError("a tuple keeps its length elsewhere than a list")
