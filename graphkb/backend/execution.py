@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphkb import gradients as reverse_mode
 from graphkb.backend.control import phase_placeholders
@@ -16,26 +16,9 @@ from graphkb.ir.graph import Graph, toposort
 from graphkb.ir.leaves import Array, VariableCell, unique_name
 from graphkb.ir.node import Node
 from graphkb.ops import elementwise, leaf
-from graphkb.runtime.function import Function
-from graphkb.runtime.interpreter import Program, evaluate
-from graphkb.runtime.wiring import replace_nodes, show_updates
 
-
-class SingleFunction(Function):
-    """A function of one output that returns it alone, not in a list."""
-
-    def __call__(self, inputs: Any = ()) -> Any:
-        # Function keeps its entry, which changes as it compiles, in the attribute of this name.
-        return self.__dict__["__call__"](inputs)[0]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restore_single, (Function.__reduce__(self)[1],)
-
-
-def _restore_single(form: tuple[Any, ...]) -> SingleFunction:
-    from graphkb.ir.serialize import unflatten_graph
-
-    return SingleFunction(unflatten_graph(*form))
+if TYPE_CHECKING:
+    from graphkb.runtime.function import Function
 
 
 # ------------------------------------------------------------------------------------------------ functions
@@ -64,6 +47,9 @@ def function(inputs: Sequence[Any], outputs: Any, updates: Sequence[Any] | None 
     >>> f([[1, 2, 3]])[0].tolist(), K.get_value(total).tolist()
     (6.0, 6.0)
     """
+    from graphkb.backend.single import SingleFunction
+    from graphkb.runtime.function import Function
+
     name = kwargs.pop("name", None)
     if kwargs:
         raise ValueError(f"function: unknown argument {next(iter(kwargs))!r}; expected inputs, outputs, updates, name")
@@ -124,12 +110,16 @@ def _in_test_phase(graph: Graph) -> Graph:
         phases = phases.intersection(toposort(graph.roots))
     if not phases:
         return graph
+    from graphkb.runtime.wiring import replace_nodes
+
     zero = leaf.constant(0, "int32")
     return graph.with_roots(replace_nodes(graph.roots, dict.fromkeys(phases, zero)))
 
 
 def evaluate_node(node: Node) -> Array:
     """The value of a node that needs no placeholder but the learning phase, which is 0."""
+    from graphkb.runtime.interpreter import evaluate
+
     phases = phase_placeholders()
     if phases:
         node = _in_test_phase(Graph((), (node,))).outputs[0]
@@ -155,6 +145,9 @@ def eval(x: Any) -> Array:
     if isinstance(x, Tensor):
         changes = _changes([x], [x])
         if changes:
+            from graphkb.runtime.interpreter import Program
+            from graphkb.runtime.wiring import show_updates
+
             graph = Graph((), (x.node,), tuple(changes.items()), "eval")
             return Program(_in_test_phase(show_updates(graph, [_is_late(x)]))).run(())[0]
     return evaluate_node(as_node(x))
