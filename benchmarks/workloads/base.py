@@ -135,6 +135,15 @@ class Compile:
         return Job(self.name, f"build, compile and first call of {self.of.name}", entries)
 
 
+def run_python(code: str) -> str:
+    """What a fresh Python prints; RuntimeError with the last line of its errors if it fails."""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeError(f"exit code {done.returncode}: {last}")
+    return done.stdout
+
+
 @dataclass(frozen=True)
 class Process:
     """Seconds that a fresh Python takes for one line of code, the start of Python included."""
@@ -145,9 +154,8 @@ class Process:
 
     def job(self, peers: Sequence[Peer]) -> Job:
         def entry(peer: Peer) -> Entry:
-            names = {"run": subprocess.run, "command": [sys.executable, "-c", self.code[peer.dialect]]}
-            statement = "run(command, check=True, capture_output=True)"
-            return Entry(peer.name, lambda: Contestant(statement, names, before=lambda: None))
+            names = {"run": run_python, "code": self.code[peer.dialect]}
+            return Entry(peer.name, lambda: Contestant("run(code)", names, before=lambda: None))
 
         return Job(self.name, self.what, [entry(peer) for peer in one_each(peers, self.code)])
 
@@ -166,13 +174,8 @@ class Memory:
 
     def job(self, peers: Sequence[Peer]) -> Job:
         def entry(peer: Peer) -> Entry:
-            source = self.code[peer.dialect] + MEMORY_LOOP.format(count=self.count, first=self.count // 5)
-            command = [sys.executable, "-c", source]
-
-            def measure() -> float:
-                return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-            return Entry(peer.name, lambda: Contestant("measure()", {"measure": measure}))
+            code = self.code[peer.dialect] + MEMORY_LOOP.format(count=self.count, first=self.count // 5)
+            return Entry(peer.name, lambda: Contestant("run(code)", {"run": run_python, "code": code}))
 
         return Job(self.name, self.what, [entry(peer) for peer in one_each(peers, self.code)], unit="kB")
 

@@ -22,6 +22,18 @@ IMPORT_LINES = {
     "tensorflow": "import tensorflow",
 }
 
+BACKEND_LINES = {"graphkb": "from graphkb import backend as K", "numpy": "import numpy"}
+
+ADD = "import numpy as np; x = np.arange(4, dtype='f'); "
+START_LINES = {
+    "graphkb": ADD + "from graphkb import backend as K; a = K.placeholder((4,)); b = K.placeholder((4,)); "
+    "K.function([a, b], [a + b])([x, x])",
+    "numpy": ADD + "x + x",
+    "numexpr": ADD + "import numexpr; numexpr.evaluate('x + x')",
+    "jax": ADD + "import jax; jax.jit(lambda a, b: a + b)(x, x).block_until_ready()",
+    "torch": ADD + "import torch; t = torch.from_numpy(x); (t + t).numpy()",
+}
+
 MEMORY_CODE = {
     "graphkb": """
 import numpy as np
@@ -105,6 +117,8 @@ WORKLOADS = (
     Compile("compile_digits", DIGITS_TRAIN),
     Compile("compile_mlp", dense.MLP_TRAIN),
     Process("import", "a fresh Python that imports the library", IMPORT_LINES),
+    Process("import_backend", "the same for `from graphkb import backend as K`", BACKEND_LINES),
+    Process("start", "a fresh Python up to its first x + y", START_LINES),
     Memory(
         "memory",
         "kB that stay behind per compiled function, 1,000 made, called once and dropped",
