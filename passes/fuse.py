@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from graphkb.ir.dims import Dim
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node, remake
+from graphkb.ir.origin import set_override
 from graphkb.ops.fused import fused
 from graphkb.ops.leaf import placeholder
 from graphkb.passes.row_axes import (
@@ -256,7 +257,9 @@ class _Groups:
             if node.op.kind == "leaf" and is_inline_leaf(node):
                 return node
             if node not in params:
+                previous = set_override(node.origin)
                 params[node] = placeholder(node.shape, node.dtype, f"p{len(params)}")
+                set_override(previous)
             return params[node]
 
         for node in self._members(root, group):
