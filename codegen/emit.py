@@ -9,6 +9,7 @@ from graphkb.codegen.loops import (
     Accumulator,
     Affine,
     Apply,
+    Buffer,
     Combine,
     Const,
     For,
@@ -46,7 +47,7 @@ def emit_kernel(b: Builder, kernel: Kernel) -> None:
         count = len(kernel.buffers)
         pointers = {buffer.position: value for buffer, value in zip(kernel.buffers, values)}
         sizes = dict(zip(kernel.symbols, values[count:]))
-        _Body(b, pointers, sizes).run(kernel.body)
+        Body(b, pointers, sizes).run(kernel.body)
         b.ret()
 
 
@@ -115,7 +116,7 @@ def identity(op: str, dtype: str) -> float | int | bool:
             raise AssertionError(f"unknown reduction {other}")
 
 
-class _Body:
+class Body:
     """The statements of one kernel, written in order."""
 
     def __init__(self, b: Builder, pointers: dict[int, Value], sizes: dict[Symbol, Value]) -> None:
@@ -192,13 +193,17 @@ class _Body:
         offsets = b.imul(b.iota("int64", self.lanes), b.splat(self.sizes.value(step), self.lanes))
         return b.iadd(b.splat(first, self.lanes), offsets)
 
+    def address_of(self, buffer: Buffer, index: Affine) -> Value:
+        """The address of an element, in a vector loop that of the first lane."""
+        return self.b.gep(self.pointers[buffer.position], self._index(index), buffer.dtype)
+
     def _load(self, load: Load) -> Value:
         b, dtype, base = self.b, load.buffer.dtype, self.pointers[load.buffer.position]
         step = self._step(load.index)
         if step == 0 or self.lanes == 1:
-            return b.load(b.gep(base, self._index(load.index), dtype), dtype)
+            return b.load(self.address_of(load.buffer, load.index), dtype)
         if step == 1:
-            address = b.gep(base, self._index(load.index), dtype)
+            address = self.address_of(load.buffer, load.index)
             if self.mask is not None:
                 return b.masked_load(address, dtype, self.mask)
             return b.load(address, dtype, self.lanes)
@@ -213,11 +218,11 @@ class _Body:
         value = self.value(store.value)
         step = self._step(store.index)
         if step == 0 or self.lanes == 1:
-            b.store(b.extract(value, 0), b.gep(base, self._index(store.index), value.dtype))
+            b.store(b.extract(value, 0), self.address_of(store.buffer, store.index))
             return
         value = b.splat(value, self.lanes)
         if step == 1:
-            address = b.gep(base, self._index(store.index), value.dtype)
+            address = self.address_of(store.buffer, store.index)
             if self.mask is not None:
                 b.masked_store(value, address, self.mask)
             else:
@@ -410,4 +415,4 @@ def _memory_dtypes(body: Sequence[Stmt]) -> set[str]:
     return stored | {e.dtype for e in expressions(body) if isinstance(e, Load)}
 
 
-__all__ = ["Sizes", "emit_kernel", "identity"]
+__all__ = ["Body", "Sizes", "emit_kernel", "identity"]
