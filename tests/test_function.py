@@ -323,6 +323,15 @@ def test_on_recompile() -> None:
     assert state(g) == [[1, 1]]
 
 
+def test_recompiling_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    f = batch_function("interpret")
+    with caplog.at_level("INFO", "graphkb"):
+        for n in (3, 3, 5, 3):
+            f([ones(n, 4), ones(n, 4)])
+    (record,) = caplog.records
+    assert record.getMessage().startswith("step: compiled again, for x: (5, 4), y: (5, 4)")
+
+
 def test_specialize_and_report() -> None:
     f = batch_function("interpret")
     with pytest.raises(InputError, match="step: it has not been called, so the shapes of its inputs are not known"):
@@ -617,7 +626,7 @@ def test_debug_checks_after_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_target_that_this_machine_lacks_is_refused() -> None:
     pytest.importorskip("llvmlite")
     f = batch_function(target="wasm32")
-    with pytest.raises(ValueError, match="target wasm32: this machine is .* and cannot run it"):
+    with pytest.raises(ValueError, match=r"target wasm32: this machine is .* and cannot run it"):
         f([ones(3, 4), ones(3, 4)])
     assert state(f) == [[0, 0]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -283,3 +284,28 @@ def test_errors_in_one_thread_do_not_disturb_others(mode: str) -> None:
 
     together(work)
     assert cell.array == 50 * (THREADS // 2)
+
+
+def test_an_interrupt_leaves_no_half_update() -> None:
+    """A signal that arrives while a function runs again and again finds all of its variables written, or none."""
+    cells = [VariableCell(np.zeros(3, np.int64), f"v{k}") for k in range(50)]
+    updates = tuple((cell, leaf.variable(cell) + 1) for cell in cells)
+    f = Function(Graph((), (), updates), options={"mode": "interpret"})
+    f([])
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for k in range(60):
+            signal.setitimer(signal.ITIMER_REAL, 0.002 + 0.0001 * k)
+            try:
+                while True:
+                    f([])
+            except KeyboardInterrupt:
+                pass
+            assert len({int(cell.array[0]) for cell in cells}) == 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -101,7 +103,7 @@ class _Core:
             if found is not None:
                 return found
             bindings = self.parameters.bind(shapes)
-            if self.misses and self.options.on_recompile != "silent":
+            if self.misses:
                 self._tell(shapes)
             try:
                 bound = self.graph.bind(bindings)
@@ -155,9 +157,10 @@ class _Core:
         )
         if self.options.on_recompile == "error":
             raise RecompileError(f'{text}: pad the inputs to one shape, or set options(on_recompile="silent")')
-        import warnings
-
-        warnings.warn(text, RecompileWarning, stacklevel=4)
+        if self.options.on_recompile == "warn":
+            warnings.warn(text, RecompileWarning, stacklevel=4)
+        elif "logging" in sys.modules:  # who has not imported it looks at no log
+            sys.modules["logging"].getLogger("graphkb").info(text)
 
 
 class Function:

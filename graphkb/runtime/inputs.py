@@ -136,7 +136,11 @@ def as_array(value: Any, dtype: str, name: str) -> Array:
         InputError: the value does not fit.
     """
     wanted = NUMPY_DTYPE[dtype]
-    if type(value) is not np.ndarray:
+    if type(value) is np.ndarray:
+        flags = value.flags
+        if value.dtype is wanted and flags.c_contiguous and flags.aligned:
+            return value
+    else:
         node = symbolic(value)
         if node is not None:
             value = evaluate([node])[0]

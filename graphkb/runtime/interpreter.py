@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from itertools import repeat
+from operator import setitem
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,8 +104,7 @@ class Program:
             foreign.add(id(_owner(array)))
             outputs.append(array)
         new = [owned(array, self._written_owners) for array in values[count:]]
-        for (cell, _), array in zip(self.graph.updates, new):
-            cell.array[...] = array
+        write(self.graph, new)
         return outputs
 
     def compute(self, inputs: Sequence[Array]) -> list[Array]:
@@ -245,6 +247,14 @@ def meaning(node: Node) -> Callable[..., Array]:
     )
     program = Program(Graph(parameters, (make(node.op, parameters, node.attrs, node.type, node.origin),)))
     return lambda *arrays: program.compute(arrays)[0]
+
+
+def write(graph: Graph, new: Sequence[Array]) -> None:
+    """Give the variables of all updates their new values, which share no memory with them.
+
+    No Python code runs in between, so that not even an interrupt from the keyboard leaves half of them written.
+    """
+    deque(map(setitem, [cell.array for cell, _ in graph.updates], repeat(...), new), maxlen=0)  # type: ignore[arg-type]
 
 
 def owned(array: Array, foreign: Collection[int]) -> Array:

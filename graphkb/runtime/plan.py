@@ -13,7 +13,7 @@ from graphkb.ir.graph import Graph
 from graphkb.ir.leaves import Array, aligned_empty
 from graphkb.ir.node import Node
 from graphkb.runtime.interpreter import Program as Interpreted
-from graphkb.runtime.interpreter import meaning, owned, raise_located
+from graphkb.runtime.interpreter import meaning, owned, raise_located, write
 from graphkb.runtime.options import Options
 from graphkb.runtime.report import Report, ReportStep, estimate, interpreted_step, origin_lines
 from graphkb.runtime.state_lock import state_lock
@@ -223,8 +223,7 @@ class MixedPlan(Plan):
             outputs.append(array)
         # A new value may be a view of another variable, so all are at hand before the first is written.
         new = [np.array(values[value]) for _, value in self.fused.updates]
-        for (cell, _), array in zip(self.fused.updates, new):
-            cell.array[...] = array
+        write(self.fused, new)
         return outputs
 
     def report(self) -> Report:
