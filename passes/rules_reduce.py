@@ -90,8 +90,9 @@ def sum_broadcast(node: Node) -> Node | None:
             if not 0 < times <= _EXACT[node.dtype]:
                 return None
         else:
+            # A negative number times none is -0.0, and a count may be too large for float16.
             value = scalar(x)
-            if value is None or not math.isfinite(value) or node.dtype == "float16":
+            if value is None or not 0 <= value < math.inf or node.dtype == "float16":
                 return None
     elif isinstance(times, int):
         times = int(np.asarray(times).astype(node.dtype))  # sums of integers wrap around, and so does the count
@@ -99,7 +100,7 @@ def sum_broadcast(node: Node) -> Node | None:
         return None
     kept = tuple([1 if a in repeated else d for a, d in enumerate(x.shape)])
     inner = make(node.op, (sh.broadcast_to(base, kept),), node.attrs)
-    return sh.reshape(_plus_zero(inner * leaf.size(times, node.dtype), node), node.shape)
+    return sh.reshape(inner * leaf.size(times, node.dtype), node.shape)
 
 
 @rule(*_ALL)
