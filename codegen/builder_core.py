@@ -27,6 +27,8 @@ ITEM_SIZES = {
     "bool": 1,
 }  # fmt: skip
 
+# How LLVM spells each byte inside a string.
+_BYTE_TEXT = [chr(c) if 32 <= c < 127 and c not in (34, 92) else f"\\{c:02X}" for c in range(256)]
 Number = bool | int | float
 Param = tuple[str, str] | tuple[str, str, str]
 
@@ -209,7 +211,7 @@ class ModuleText:
         if key not in self._constants:
             self._global_count += 1
             name = f"@constant.{self._global_count}"
-            text = "".join(chr(c) if 32 <= c < 127 and c not in (34, 92) else f"\\{c:02X}" for c in data)
+            text = "".join(map(_BYTE_TEXT.__getitem__, data))
             self._globals.append(
                 f'{name} = private unnamed_addr constant [{len(data)} x i8] c"{text}", align {align}'
             )
