@@ -88,7 +88,7 @@ def build_network(seed: int = 0) -> Network:
     velocities = [K.variable(np.zeros(value.shape)) for value in initial]
     w1, b1, w2, b2 = weights
 
-    x = K.placeholder((None, 64))  # None: any number of images
+    x = K.placeholder((None, 64), name="scans")  # None: any number of them
     y = K.placeholder((None, 10))
     hidden = K.relu(K.dot(x, w1) + b1)
     probabilities = K.softmax(K.dot(hidden, w2) + b2)
@@ -156,20 +156,56 @@ def accuracy(probabilities: np.ndarray, classes: np.ndarray) -> float:
 # --- 4. ahead of time: a shared library, and a C program that calls it ---
 
 
-def run_in_c(out: Path, images: np.ndarray) -> np.ndarray | None:
-    """Compile and run digits.c with the library in `out`; returns the classes, or None without a compiler."""
+def run_in_c(out: Path, scans: np.ndarray) -> np.ndarray | None:
+    """Compile and run digits.c with the library in `out`; the predicted classes, or None without a C compiler."""
     cc = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if cc is None:
         return None
-    (out / "images.bin").write_bytes(np.int32(len(images)).tobytes() + np.ascontiguousarray(images).tobytes())
-    program = out / "digits"
-    command = [cc, "-O1", "-Wall", "-Werror", f"-I{out}", str(HERE / "digits.c"), str(out / "digits.so")]
-    subprocess.run([*command, f"-Wl,-rpath,{out}", "-o", str(program)], check=True)
-    printed = subprocess.run([str(program), str(out / "images.bin")], check=True, capture_output=True, text=True).stdout
-    return np.array(printed.split(), dtype=np.int64)
+    (out / "scans.bin").write_bytes(np.int32(len(scans)).tobytes() + scans.astype(np.float32).tobytes())
+    program = str(out / "digits")
+    find = ["-I", str(out), str(out / "digits.so"), "-Xlinker", "-rpath", "-Xlinker", str(out)]
+    subprocess.run([cc, "-O1", "-Wall", "-Wextra", str(HERE / "digits.c"), *find, "-o", program], check=True)
+    done = subprocess.run([program, str(out / "scans.bin")], check=True, capture_output=True, text=True)
+    return np.array(done.stdout.split(), dtype=np.int64)
 
 
 # --- 5. the whole job ---
+
+
+def show_graphs(net: Network, out: Path) -> None:
+    """Print both optimized graphs and what became of the prediction's kernels; save both graphs as pictures."""
+    for name, function in (("training step", net.train_step), ("prediction", net.predict)):
+        print(f"\nThe {name}, optimized:\n{function.dump(stage='optimized')}")
+        picture = out / f"{name.replace(' ', '_')}.svg"
+        function.dump(stage="optimized", format="svg", file=str(picture))
+        print(f"its picture: {picture}")
+    print(f"\nWhat the prediction runs:\n{net.predict.report()}\n")
+
+
+def compare(net: Network, library: Path | None, scans: np.ndarray, answers: np.ndarray, out: Path) -> bool:
+    """Whether the interpreter, the library and the C program all give the answers of the compiled function."""
+    with graphkb.options(mode="interpret"):  # a function keeps the options under which it was made
+        interpret = K.function([net.x], [net.probabilities])
+    agree = report("NumPy interpreter", interpret([scans])[0], answers)
+    if library is None:
+        print("digits.so: skipped, there is nothing to link it with (a C compiler, or `pip install ziglang`)")
+        return agree
+    agree &= report("digits.so from Python", graphkb.load(library)([scans])[0], answers)
+    from_c = run_in_c(out, scans)
+    if from_c is None:
+        print("digits.so from C: skipped, there is no C compiler (cc, gcc or clang)")
+        return agree
+    same = bool(np.array_equal(from_c, answers.argmax(axis=-1)))
+    print(f"digits.so from C: {len(from_c)} predicted classes, {'all the same' if same else 'NOT the same'}")
+    return agree and same
+
+
+def report(name: str, found: np.ndarray, expected: np.ndarray) -> bool:
+    """Print how far `found` is from the compiled function's answers; whether the two agree."""
+    distance = float(np.max(np.abs(found - expected)))
+    same = bool(np.array_equal(found.argmax(axis=-1), expected.argmax(axis=-1)))
+    print(f"{name}: largest difference {distance:.1e}, classes {'all the same' if same else 'NOT the same'}")
+    return same and distance <= TOLERANCE
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -182,7 +218,9 @@ def main(argv: list[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
 
     data = load_digits()
-    print(f"{len(data.train_x)} scans to train on, {len(data.test_x)} to test with. A {data.train_y[0]}:")
+    print(
+        f"{len(data.train_x)} scans to train on, {len(data.test_x)} to test with. The first one is a {data.train_y[0]}:"
+    )
     print(show_scan(data.train_x[0]))
 
     net = build_network()
@@ -193,45 +231,16 @@ def main(argv: list[str] | None = None) -> int:
     reached = accuracy(answers, data.test_y)
     print(f"trained in {seconds:.2f} s, compilation included: loss {loss:.4f}, test accuracy {reached:.4f}")
 
-    print("\nThe training step, optimized:\n" + net.train_step.dump(stage="optimized"))
-    print("\nThe prediction, optimized:\n" + net.predict.dump(stage="optimized"))
-    print("\nWhat runs natively:\n" + str(net.predict.report()))
-    for name, function in (("train_step", net.train_step), ("predict", net.predict)):
-        function.dump(stage="optimized", format="svg", file=str(out / f"{name}.svg"))
-
-    graphkb.compile(net.predict, str(out / "digits.so"), prefix="digits")
-    print(
-        "\n"
-        + "\n".join(f"wrote {path}" for path in sorted(out.iterdir()) if path.suffix in (".svg", ".so", ".h", ".o"))
-    )
-
-    with graphkb.options(mode="interpret"):  # a function keeps the options under which it was made
-        interpret = K.function([net.x], [net.probabilities])
-    agree = report("NumPy interpreter", interpret([data.test_x])[0], answers)
-    agree &= report(
-        "digits.so from Python", np.asarray(graphkb.load(str(out / "digits.so"))([data.test_x])[0]), answers
-    )
-    from_c = run_in_c(out, data.test_x)
-    if from_c is None:
-        print("digits.so from C: skipped, no C compiler (cc, gcc or clang) on the path")
-    else:
-        same = np.array_equal(from_c, answers.argmax(axis=-1))
-        print(f"digits.so from C: {len(from_c)} predicted classes, {'all the same' if same else 'NOT the same'}")
-        agree &= same
+    show_graphs(net, out)
+    files = graphkb.compile(net.predict, out / "digits.so", prefix="digits")
+    print(f"wrote {', '.join(str(f) for f in (files.object, files.library, files.header) if f is not None)}")
+    agree = compare(net, files.library, data.test_x, answers, out)
 
     if reached < GOAL:
         print(f"test accuracy {reached:.4f} is below {GOAL}", file=sys.stderr)
     if not agree:
         print("the answers do not agree", file=sys.stderr)
     return 0 if agree and reached >= GOAL else 1
-
-
-def report(name: str, found: np.ndarray, expected: np.ndarray) -> bool:
-    """Print how far `found` is from the compiled function's answers; whether the two agree."""
-    distance = float(np.max(np.abs(found - expected)))
-    same = bool(np.array_equal(found.argmax(axis=-1), expected.argmax(axis=-1)))
-    print(f"{name}: largest difference {distance:.1e}, classes {'all the same' if same else 'NOT the same'}")
-    return same and distance <= TOLERANCE
 
 
 if __name__ == "__main__":
