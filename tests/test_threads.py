@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graphkb.codegen.lock import Lock
 from graphkb.ir.dims import symbol
 from graphkb.ir.graph import Graph
 from graphkb.ir.leaves import VariableCell
@@ -286,11 +287,14 @@ def test_errors_in_one_thread_do_not_disturb_others(mode: str) -> None:
     assert cell.array == 50 * (THREADS // 2)
 
 
-def test_an_interrupt_leaves_no_half_update() -> None:
-    """A signal that arrives while a function runs again and again finds all of its variables written, or none."""
-    cells = [VariableCell(np.zeros(3, np.int64), f"v{k}") for k in range(50)]
-    updates = tuple((cell, leaf.variable(cell) + 1) for cell in cells)
-    f = Function(Graph((), (), updates), options={"mode": "interpret"})
+@pytest.mark.parametrize("mode", MODES)
+def test_an_interrupt_leaves_no_half_update_and_no_lock(mode: str) -> None:
+    """A signal that arrives anywhere in a call finds all of its variables written, or none, and the lock is free."""
+    cells = [VariableCell(np.zeros(3, np.int64), f"v{k}") for k in range(20)]
+    f = Function(
+        Graph((), (), tuple((cell, leaf.variable(cell) + 1) for cell in cells)),
+        options={"mode": mode},
+    )
     f([])
 
     def interrupt(number: int, frame: Any) -> None:
@@ -298,13 +302,14 @@ def test_an_interrupt_leaves_no_half_update() -> None:
 
     previous = signal.signal(signal.SIGALRM, interrupt)
     try:
-        for k in range(60):
-            signal.setitimer(signal.ITIMER_REAL, 0.002 + 0.0001 * k)
+        for k in range(300):
             try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.000001 * k)
                 while True:
                     f([])
             except KeyboardInterrupt:
                 pass
+            assert (state_lock._word.read(), state_lock.held()) == (0, Lock.NONE)
             assert len({int(cell.array[0]) for cell in cells}) == 1
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

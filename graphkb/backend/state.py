@@ -10,6 +10,7 @@ import numpy as np
 
 from graphkb.backend.promotion import Handle, as_node, pair
 from graphkb.backend.tensors import Tensor, Update, Variable
+from graphkb.codegen.lock import Lock
 from graphkb.ir.dims import show_shape
 from graphkb.ir.errors import DTypeError, ShapeError
 from graphkb.ir.leaves import Array
@@ -17,6 +18,7 @@ from graphkb.ir.node import Node
 from graphkb.ir.types import FLOATS, INTEGERS, NUMPY_DTYPE
 from graphkb.ops import shape
 from graphkb.ops.elementwise import cast
+from graphkb.runtime.interpreter import write
 from graphkb.runtime.state_lock import state_lock
 
 
@@ -61,8 +63,11 @@ def batch_get_value(ops: Sequence[Any]) -> list[Array]:
     for x in ops:
         if not isinstance(x, Tensor):
             raise TypeError(f"get_value: expected a variable, not an instance of {type(x).__name__}")
-    with state_lock.shared():
+
+    def read() -> list[Array]:
         return [x.cell.array.copy() if isinstance(x, Variable) else evaluate_node(x.node) for x in ops]
+
+    return state_lock.run(Lock.SHARED, read)
 
 
 def set_value(x: Variable, value: Any) -> None:
@@ -103,9 +108,7 @@ def batch_set_value(tuples: Sequence[tuple[Variable, Any]]) -> None:
     [7.0, 7.0]
     """
     checked = [(x, _value_for(x, value)) for x, value in tuples]
-    with state_lock.exclusive():
-        for x, array in checked:
-            x.cell.array[...] = array
+    state_lock.run(Lock.EXCLUSIVE, write, [x.cell for x, _ in checked], [array for _, array in checked])
 
 
 def _value_for(x: Any, value: Any) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import repeat
 from operator import setitem
@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from graphkb.codegen.lock import Lock
 from graphkb.ir.dims import is_static
 from graphkb.ir.errors import GraphError, InputError, ShapeError
 from graphkb.ir.graph import Graph, built_at
-from graphkb.ir.leaves import Array, PlaceholderKey
+from graphkb.ir.leaves import Array, PlaceholderKey, VariableCell
 from graphkb.ir.node import Node, make
 from graphkb.ir.text import format_node, number
 from graphkb.ir.types import NUMPY_DTYPE
@@ -91,8 +92,7 @@ class Program:
         if not (self.reads or self.writes):
             return self._run(inputs)
         # Two updates of one variable in two threads must not both start from the same old value.
-        with state_lock.exclusive() if self.writes else state_lock.shared():
-            return self._run(inputs)
+        return state_lock.run(Lock.EXCLUSIVE if self.writes else Lock.SHARED, self._run, inputs)
 
     def _run(self, inputs: Sequence[Array]) -> list[Array]:
         values = self.compute(inputs)
@@ -104,7 +104,7 @@ class Program:
             foreign.add(id(_owner(array)))
             outputs.append(array)
         new = [owned(array, self._written_owners) for array in values[count:]]
-        write(self.graph, new)
+        write([cell for cell, _ in self.graph.updates], new)
         return outputs
 
     def compute(self, inputs: Sequence[Array]) -> list[Array]:
@@ -249,12 +249,12 @@ def meaning(node: Node) -> Callable[..., Array]:
     return lambda *arrays: program.compute(arrays)[0]
 
 
-def write(graph: Graph, new: Sequence[Array]) -> None:
-    """Give the variables of all updates their new values, which share no memory with them.
+def write(cells: Iterable[VariableCell], new: Iterable[Array]) -> None:
+    """Give variables their new values, which share no memory with them; the caller holds `state_lock`.
 
     No Python code runs in between, so that not even an interrupt from the keyboard leaves half of them written.
     """
-    deque(map(setitem, [cell.array for cell, _ in graph.updates], repeat(...), new), maxlen=0)  # type: ignore[arg-type]
+    deque(map(setitem, [cell.array for cell in cells], repeat(...), new), maxlen=0)  # type: ignore[arg-type]
 
 
 def owned(array: Array, foreign: Collection[int]) -> Array:

@@ -161,8 +161,7 @@ def run_context(spec: CallSpec, arrays_in: Sequence[Array], arrays_out: Sequence
     if lock == Lock.NONE:
         run(ctypes.addressof(args), _aligned(memory))
     else:
-        with state_lock.section(lock):
-            run(ctypes.addressof(args), _aligned(memory))
+        state_lock.run(lock, run, ctypes.addressof(args), _aligned(memory))
     return list(arrays_out)
 
 
@@ -302,11 +301,17 @@ class _NativeWord:
         self._release = ctypes.PYFUNCTYPE(void, word, value)(symbol(lock_ir.RELEASE_SYMBOL))
         self._mark = ctypes.PYFUNCTYPE(void, word, value)(symbol(lock_ir.MARK_SYMBOL))
 
-    def attempt(self, kind: int) -> bool:
-        return bool(self._try(self._address, kind))
+    def attempt(self, kind: int, taken: list[int] | None = None) -> bool:
+        taken = [] if taken is None else taken
+        # One step for an interrupt: no Python code runs between the try and the note of its success.
+        taken.extend(filter(None, map(self._try, (self._address,), (kind,))))
+        return bool(taken)
 
-    def release(self, kind: int) -> None:
-        self._release(self._address, kind)
+    def release(self, kind: int, taken: list[int] | None = None) -> None:
+        release, address = self._release, self._address
+        if taken is not None:
+            del taken[:]
+        release(address, kind)
 
     def mark(self, waiting: bool) -> None:
         self._mark(self._address, waiting)

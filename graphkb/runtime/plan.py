@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphkb.codegen.lock import Lock
 from graphkb.ir.graph import Graph
 from graphkb.ir.leaves import Array, aligned_empty
 from graphkb.ir.node import Node
@@ -195,12 +196,8 @@ class MixedPlan(Plan):
         return call
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
-        if self.graph.updates:
-            with state_lock.exclusive():
-                return self._run(inputs)
-        if self._reads:
-            with state_lock.shared():
-                return self._run(inputs)
+        if self.graph.updates or self._reads:
+            return state_lock.run(Lock.EXCLUSIVE if self.graph.updates else Lock.SHARED, self._run, inputs)
         return self._run(inputs)
 
     def _run(self, inputs: Sequence[Array]) -> list[Array]:
@@ -223,7 +220,7 @@ class MixedPlan(Plan):
             outputs.append(array)
         # A new value may be a view of another variable, so all are at hand before the first is written.
         new = [np.array(values[value]) for _, value in self.fused.updates]
-        write(self.fused, new)
+        write([cell for cell, _ in self.fused.updates], new)
         return outputs
 
     def report(self) -> Report:

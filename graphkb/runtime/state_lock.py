@@ -2,15 +2,22 @@
 
 Native calls try the same word without ever waiting and take the slow path when they miss; only Python code waits.
 Until native code exists the word is a Python integer, afterwards it lies where that code finds it.
+
+An interrupt from the keyboard may arrive between any two calls. So that the word and what Python knows of it never
+differ, a list (`taken`) is filled in the very step that takes the lock, and emptied in the one that gives it back.
 """
 
 import os
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
 from graphkb.codegen.lock import HELD, READER, WAITING, Lock
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _SPINS = 20
 _LONGEST_SLEEP = 1e-3
@@ -20,9 +27,9 @@ _FORK_PATIENCE = 1.0
 class Word(Protocol):
     """The lock's word and its three operations, each of them one atomic step."""
 
-    def attempt(self, kind: int) -> bool: ...
+    def attempt(self, kind: int, taken: list[int] | None = None) -> bool: ...
 
-    def release(self, kind: int) -> None: ...
+    def release(self, kind: int, taken: list[int] | None = None) -> None: ...
 
     def mark(self, waiting: bool) -> None: ...
 
@@ -37,15 +44,21 @@ class PythonWord:
     def __init__(self) -> None:
         self._value = 0
 
-    def attempt(self, kind: int) -> bool:
+    def attempt(self, kind: int, taken: list[int] | None = None) -> bool:
+        taken = [] if taken is None else taken
         free = {Lock.SHARED: not self._value & (HELD | WAITING), Lock.EXCLUSIVE: self._value == 0}
         if not free.get(Lock(kind), self._value & ~WAITING == 0):
             return False
-        self._value = self._value + READER if kind == Lock.SHARED else HELD
+        value = self._value + READER if kind == Lock.SHARED else HELD
+        self._value = value
+        taken.append(1)
         return True
 
-    def release(self, kind: int) -> None:
-        self._value = self._value - READER if kind == Lock.SHARED else self._value & ~HELD
+    def release(self, kind: int, taken: list[int] | None = None) -> None:
+        value = self._value - READER if kind == Lock.SHARED else self._value & ~HELD
+        if taken is not None:
+            del taken[:]
+        self._value = value
 
     def mark(self, waiting: bool) -> None:
         self._value = self._value | WAITING if waiting else self._value & ~WAITING
@@ -130,11 +143,38 @@ class StateLock:
                 )
             holds.depth += 1
             return True
-        if not self._attempt(kind) and not self._wait(kind, patience):
-            return False
-        holds.kind = kind
-        holds.depth = 1
+        taken: list[int] = []
+        try:
+            if not self._attempt(kind, taken) and not self._wait(kind, patience, taken):
+                return False
+            holds.kind = kind
+            holds.depth = 1
+        except BaseException:
+            self._give_back(kind, taken)
+            raise
         return True
+
+    def run(self, kind: Lock, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """`work(*args, **kwargs)` while this thread holds the lock.
+
+        Unlike a `with` block, which an interrupt can keep from being left, it gives the lock back whatever happens.
+        """
+        if self._holds.depth:
+            with self.section(kind):
+                return work(*args, **kwargs)
+        taken: list[int] = []
+        try:
+            if not self._attempt(kind, taken):
+                self._wait(kind, None, taken)
+            self._holds.kind = kind
+            self._holds.depth = 1
+            return work(*args, **kwargs)
+        finally:
+            try:
+                self._give_back(kind, taken)
+            except BaseException:
+                self._give_back(kind, taken)
+                raise
 
     def release(self) -> None:
         """Leave the innermost section of the calling thread."""
@@ -153,35 +193,47 @@ class StateLock:
             word.write(self._word.read())
             self._word = word
 
-    def _attempt(self, kind: int) -> bool:
+    def _attempt(self, kind: int, taken: list[int]) -> bool:
         with self._mutex:
-            return self._word.attempt(kind)
+            return self._word.attempt(kind, taken)
+
+    def _give_back(self, kind: Lock, taken: list[int]) -> None:
+        """Leave the outermost section, unless that has been done."""
+        with self._mutex:
+            self._holds.depth = 0
+            self._holds.kind = Lock.NONE
+            if taken:
+                self._word.release(kind, taken)
 
     def _mark(self, waiting: bool) -> None:
         with self._mutex:
             self._word.mark(waiting)
 
-    def _wait(self, kind: Lock, patience: float | None) -> bool:
+    def _wait(self, kind: Lock, patience: float | None, taken: list[int]) -> bool:
         """Try again and again; each round of a writer renews the mark that the lucky one has wiped."""
         deadline = None if patience is None else time.monotonic() + patience
         writer = kind == Lock.EXCLUSIVE
-        taken = False
         pause = 0.0
         spins = 0
         try:
             while True:
                 if writer:
                     self._mark(True)
-                taken = self._attempt(Lock.INSIST if writer else kind)
-                if taken or (deadline is not None and time.monotonic() > deadline):
-                    return taken
+                if self._attempt(Lock.INSIST if writer else kind, taken):
+                    return True
+                if deadline is not None and time.monotonic() > deadline:
+                    return False
                 time.sleep(pause)
                 spins += 1
                 if spins > _SPINS:
                     pause = min(_LONGEST_SLEEP, 2 * pause + 1e-5)
         finally:
             if writer and not taken:
-                self._mark(False)
+                try:
+                    self._mark(False)
+                except BaseException:
+                    self._mark(False)
+                    raise
 
     def _before_fork(self) -> None:
         """Let updates under way finish, so that the child finds whole values; do not wait for ever."""
