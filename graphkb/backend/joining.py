@@ -195,7 +195,12 @@ def slice(x: Any, start: Any, size: Any) -> Tensor:
     [[2.0, 3.0], [5.0, 6.0]]
     """
     node = as_node(x)
-    firsts: list[Any] = [Tensor(start.node)[i] for i in range(len(start))] if isinstance(start, Tensor) else list(start)
+    firsts: list[Any]
+    if isinstance(start, Tensor):
+        length = start.node.shape[0] if start.ndim else 0
+        firsts = [start[i] for i in range(length if isinstance(length, int) else node.ndim)]
+    else:
+        firsts = list(start)
     counts = list(to_dims(size, "slice"))
     if not len(firsts) == len(counts) == node.ndim:
         raise ValueError(

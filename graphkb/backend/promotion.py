@@ -17,7 +17,7 @@ from graphkb.backend import config
 from graphkb.ir.errors import DTypeError
 from graphkb.ir.leaves import Array
 from graphkb.ir.node import Node
-from graphkb.ir.types import FLOATS, INTEGERS, NUMPY_DTYPE, dtype_name
+from graphkb.ir.types import FLOATS, INTEGERS, NUMPY_DTYPE, SIGNED, dtype_name
 from graphkb.ops import leaf, shape
 from graphkb.ops.elementwise import cast
 
@@ -110,8 +110,8 @@ def weak_dtype(array: Array, dtype: str) -> str:
     if dtype in INTEGERS:
         if _fits(array, dtype):
             return dtype
-        least = np.result_type(np.min_scalar_type(int(array.min())), np.min_scalar_type(int(array.max())))
-        return dtype_name(np.result_type(NUMPY_DTYPE[dtype], least))
+        least = next(name for name in (*SIGNED, "uint64") if _fits(array, name))
+        return dtype_name(np.result_type(NUMPY_DTYPE[dtype], NUMPY_DTYPE[least]))
     return dtype_name(array.dtype)
 
 
