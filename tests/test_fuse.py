@@ -1,0 +1,166 @@
+"""Tests of fusion: which nodes share a kernel."""
+
+from __future__ import annotations
+
+import pytest
+
+from graphkb.ir.dims import symbol
+from graphkb.ir.graph import Graph
+from graphkb.ir.node import Node
+from graphkb.ir.verify import verify
+from graphkb.ops import elementwise as e
+from graphkb.ops import index, linalg, reduce, shape
+from graphkb.ops.leaf import iota, placeholder, size
+from graphkb.passes.fuse import Fuse
+
+
+def x_(*dims: int, name: str = "x", dtype: str = "float32") -> Node:
+    return placeholder(dims, dtype, name)
+
+
+def kernels(*outputs: Node) -> list[list[str]]:
+    """The ops of each kernel, leaves aside; a node that no kernel holds stands by itself in parentheses."""
+    inputs = tuple(n for n in Graph((), outputs).nodes if n.op.name == "placeholder")
+    fused = Fuse().apply(Graph(inputs, outputs))
+    verify(fused)
+    found = []
+    for node in fused.nodes:
+        if node.op.kind == "fused":
+            found.append([n.op.name for n in node.attrs["body"].nodes if n.op.kind != "leaf"])
+        elif node.op.kind != "leaf":
+            found.append([f"({node.op.name})"])
+    return found
+
+
+def dot(a: Node, b: Node) -> Node:
+    return linalg.dot(a, b, (), (), (1,), (0,))
+
+
+def softmax(x: Node) -> Node:
+    ex = e.exp(x - reduce.reduce(reduce.MAX, x, (x.ndim - 1,), True))
+    return ex / reduce.reduce_sum(ex, (x.ndim - 1,), True)
+
+
+def test_an_element_wise_chain_is_one_kernel() -> None:
+    x = x_(4, 5)
+    assert kernels(e.tanh(x * 2 + 1) - x) == [["mul", "add", "tanh", "sub"]]
+
+
+def test_a_value_that_two_kernels_need_is_stored_when_it_is_costly() -> None:
+    x = x_(4, 5)
+    t = e.tanh(x)
+    assert kernels(t + 1, t * t) == [["tanh"], ["add"], ["mul"]]
+
+
+def test_a_cheap_value_is_computed_twice() -> None:
+    x = x_(4, 5)
+    t = x + 1
+    assert kernels(e.tanh(t), e.exp(t)) == [["add", "tanh"], ["add", "exp"]]
+
+
+def test_a_costly_value_is_not_computed_for_every_row() -> None:
+    x, b = x_(4, 5), x_(5, name="b")
+    assert kernels(x + e.exp(b)) == [["exp"], ["add"]]
+    assert kernels(x + b * 2) == [["mul", "add"]]
+
+
+def test_a_scalar_is_computed_inside() -> None:
+    x, s = x_(4, 5), x_(name="s")
+    assert kernels(x * e.exp(s)) == [["exp", "mul"]]
+
+
+def test_views_join() -> None:
+    x = x_(4, 5)
+    moved = shape.broadcast_to(shape.expand_dims(shape.transpose(x, (1, 0)), 0), (3, 5, 4))
+    assert kernels(e.relu(shape.slice_(moved, (0, 1, 0), (3, 2, 4)))) == [
+        ["transpose", "reshape", "broadcast_to", "slice", "relu"]
+    ]
+
+
+def test_a_reshape_that_moves_elements_is_memory_by_another_name() -> None:
+    x = x_(4, 6)
+    assert kernels(e.exp(shape.reshape(x * 2, (3, 8)))) == [["mul"], ["(reshape)"], ["exp"]]
+    assert kernels(shape.reshape(x, (24,))) == [["(reshape)"]]
+
+
+def test_a_reduction_takes_in_its_operand_and_what_follows() -> None:
+    x = x_(4, 5)
+    assert kernels(e.sqrt(reduce.reduce_sum(x * x, (0,)) / 3)) == [["mul", "sum", "div", "sqrt"]]
+
+
+def test_two_reductions_over_different_axes_are_two_kernels() -> None:
+    x = x_(4, 5)
+    assert kernels(reduce.reduce_sum(reduce.reduce(reduce.MAX, x, (1,)), (0,))) == [["max"], ["sum"]]
+
+
+def test_softmax_is_one_kernel() -> None:
+    assert kernels(softmax(x_(4, 5))) == [["max", "sub", "exp", "sum", "div"]]
+    assert kernels(softmax(x_(5))) == [["max", "sub", "exp", "sum", "div"]]
+    assert kernels(softmax(placeholder((symbol("n"), 5), "float32", "x"))) == [["max", "sub", "exp", "sum", "div"]]
+
+
+def test_the_loss_of_a_softmax_is_one_kernel_per_row() -> None:
+    x, y = x_(4, 5), x_(4, 5, name="y")
+    (ops,) = kernels(-reduce.reduce_sum(y * e.log(softmax(x)), (1,)))
+    assert ops.count("sum") == 2
+    assert ops.count("max") == 1
+
+
+def test_sums_that_do_not_number_rows_stay_apart() -> None:
+    x = x_(6, 6)
+    sums = reduce.reduce_sum(x, (1,))
+    # Here the sums of rows divide columns.
+    assert kernels(x / sums) == [["sum"], ["div"]]
+    assert kernels(x / shape.transpose(reduce.reduce_sum(x, (1,), True), (1, 0))) == [["sum"], ["transpose", "div"]]
+
+
+def test_very_long_rows_are_reduced_one_after_the_other() -> None:
+    assert len(kernels(softmax(x_(2, 100_000)))) > 1
+
+
+def test_a_product_takes_in_what_follows_but_not_its_operands() -> None:
+    x, w, b = x_(4, 5), x_(5, 6, name="w"), x_(6, name="b")
+    assert kernels(e.relu(dot(x * 2, w) + b)) == [["mul"], ["dot", "add", "relu"]]
+
+
+def test_a_residual_stands_in_memory() -> None:
+    x, w = x_(5, 5), x_(5, 5, name="w")
+    h = e.tanh(x)
+    assert kernels(dot(h, w) + h) == [["tanh"], ["dot", "add"]]
+
+
+def test_two_products_are_two_kernels() -> None:
+    x, w = x_(5, 5), x_(5, 5, name="w")
+    assert kernels(dot(x, w) + dot(w, x)) == [["dot"], ["dot", "add"]]
+
+
+def test_pad_and_concatenate_begin_kernels() -> None:
+    x = x_(4, 5)
+    assert kernels(shape.pad(x * 2, (1, 1), (1, 1), (6, 7)) + 1) == [["mul", "pad"], ["add"]]
+    assert kernels(shape.concatenate([x * 2, e.exp(x)], 1)) == [["mul", "exp", "concatenate"]]
+
+
+def test_counting_vectors_and_sizes_are_computed_inside() -> None:
+    x = x_(4, 5)
+    assert kernels(x * e.cast(iota(5), "float32") / size(5, "float32")) == [["cast", "mul", "div"]]
+
+
+def test_what_has_no_kernel_stays() -> None:
+    x, i = x_(4, 5), x_(3, name="i", dtype="int32")
+    assert kernels(e.exp(index.gather(x * 2, i))) == [["mul"], ["(gather)"], ["exp"]]
+
+
+@pytest.mark.parametrize("count", [1, 48, 49, 1000])
+def test_kernels_are_no_longer_than_allowed(count: int) -> None:
+    y = x = x_(3)
+    for i in range(count):
+        y = y + x * (i + 2)
+    found = kernels(y)
+    assert all(len(ops) <= 2 * Fuse().most_nodes for ops in found)
+    assert sum(ops.count("add") for ops in found) == count
+
+
+def test_outputs_that_feed_kernels_are_stored_once() -> None:
+    x = x_(4, 5)
+    t = x + 1
+    assert kernels(t, e.exp(t)) == [["add"], ["exp"]]
