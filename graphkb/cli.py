@@ -7,14 +7,15 @@ import os
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 import graphkb
-from graphkb.cli_source import UsageError, load_function, load_program, make_inputs, parse_shapes
+from graphkb.cli_source import UsageError, load_function, load_program, make_inputs, parse_pairs, parse_shapes
 from graphkb.dumps import CODE_STAGES, FORMATS, dump, stage_names
 from graphkb.ir.errors import InputError
 from graphkb.ir.leaves import Array
@@ -59,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 2
     command: Callable[[argparse.Namespace], int] = args.command
     try:
-        code = command(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            code = command(args)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -74,8 +77,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         ours = type(error).__module__.partition(".")[0] == "graphkb" or isinstance(error, OSError)
         text = str(error) if ours else f"{type(error).__name__}: {error}"
-        print(f"graphkb {args.name}: {'; '.join(line.strip() for line in text.splitlines())}", file=sys.stderr)
+        print(f"graphkb {args.name}: {_one_line(text.removeprefix(f'{args.name}: '))}", file=sys.stderr)
         return 2 if isinstance(error, (UsageError, InputError)) else 1
+
+
+def _one_line(text: str) -> str:
+    return "; ".join(line.strip() for line in text.splitlines())
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"graphkb: warning: {_one_line(str(message))}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------- arguments
@@ -100,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("-o", "--output", required=True, metavar="PATH", help="the library, such as net.so")
     one.add_argument("--prefix", help="what the names of the library's functions begin with; by default its file name")
     one.add_argument("--target", help="the machine that it is for; this one by default (graphkb doctor lists them)")
+    one.add_argument("--size", action="append", default=[], metavar="N=32", help="fix an open size of the inputs")
 
     one = _command(commands, "run", _run, "run a program on given or random inputs")
     _add_inputs(one)
@@ -152,8 +171,8 @@ examples:
 """,
     "compile": """\
 examples:
-    graphkb compile net.py:predict -o build/predict.so --prefix predict
-    graphkb compile net.py:predict -o build/predict.so --target x86-64-v3
+    graphkb compile net.py:predict -o predict.so --prefix predict
+    graphkb compile net.py:predict -o predict.so --target x86-64-v3
 """,
     "run": """\
 examples:
@@ -209,10 +228,13 @@ def _compile(args: argparse.Namespace) -> int:
     from graphkb.aot import compile as compile_library
 
     function = load_function(args.source)
-    chosen = {name: value for name in ("prefix", "target") if (value := getattr(args, name)) is not None}
-    made = compile_library(function, args.output, **chosen)
-    for kind in ("library", "object", "header"):
-        path = getattr(made, kind, None)
+    sizes = {}
+    for name, text in parse_pairs(args.size, "size", "batch=16").items():
+        if not text.isdigit():
+            raise UsageError(f"--size {name}={text}: expected a number")
+        sizes[name] = int(text)
+    made = compile_library(function, args.output, prefix=args.prefix, target=args.target, sizes=sizes)
+    for path in (made.library, made.object, made.header):
         if path is not None:
             print(f"wrote {path}")
     return 0

@@ -161,7 +161,9 @@ def _compiler() -> str:
                 return f"{path}: {(run.stdout.splitlines() or ['?'])[0]}"
             except (OSError, subprocess.SubprocessError) as error:
                 return f"{path}, which does not run: {error}"
-    return "none (cc, gcc or clang): graphkb.compile can not link a shared library"
+    if _installed("ziglang"):
+        return f"the one of ziglang {importlib.metadata.version('ziglang')}"
+    return "none (cc, gcc, clang or the package ziglang): graphkb.compile makes object files, no shared libraries"
 
 
 def _self_test() -> str:

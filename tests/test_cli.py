@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import graphkb
 from graphkb.cli import main
 from graphkb.ir.export import from_json
 
@@ -150,6 +151,23 @@ def test_run_repeats_updates(net: str, capsys: pytest.CaptureFixture[str]) -> No
         assert out == "output: float32[]\n4.5\nw: float32[3, 1], updated\n[[ 8.]\n [16.]\n [24.]]\n"
 
 
+# ---------------------------------------------------------------------------------------------- compile
+@pytest.mark.parametrize("sizes", [[], ["--size", "batch=2"]])
+def test_compile_writes_a_library(
+    net: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, sizes: list[str]
+) -> None:
+    code, out, err = run(capsys, "compile", f"{net}:predict", "-o", "lib.so", "--prefix", "demo", *sizes)
+    assert code == 0
+    assert "wrote lib.o\n" in out
+    assert "wrote lib.h\n" in out
+    assert "demo_run" in (tmp_path / "lib.h").read_text()
+    if "wrote lib.so\n" in out:  # there is a linker
+        (found,) = graphkb.load(tmp_path / "lib.so")([np.array([[1, 2, 3], [4, 5, 6]], np.float32)])
+        np.testing.assert_allclose(found, [[14.5], [32.5]])
+    else:
+        assert "graphkb: warning: compile: lib.so was not linked" in err
+
+
 # ---------------------------------------------------------------------------------------------- bench, doctor, help
 def test_bench_compares_two_ways(net: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "bench", f"{net}:predict", "--seconds", "0.02", "--size", "batch=5")
@@ -234,6 +252,10 @@ def test_the_example_of_the_help_works(tmp_path: Path, monkeypatch: pytest.Monke
         ("dump net.py:y --shape x=a", 2, "graphkb dump: --shape x=a: expected sizes, as in --shape x=32,64"),
         ("dump net.py:y --shape x=2,9", 2, "graphkb dump: x: expected shape (None, 3), got (2, 9)"),
         ("dump net.py:y --stage loops --format svg", 1, "graphkb dump: ValueError: dump: stage 'loops' is a text"),
+        ("compile net.py:y -o none/y.so", 1, "graphkb compile: there is no folder 'none' to write 'y' into"),
+        ("compile net.py:y -o y.so --prefix 1", 1, "graphkb compile: the prefix '1' is not a C identifier"),
+        ("compile net.py:y -o y.so --target z80", 1, "graphkb compile: target: 'z80' is not known; expected one"),
+        ("compile net.py:y -o y.so --size batch=x", 2, "graphkb compile: --size batch=x: expected a number"),
         ("dump net.py:y -o none/y.txt", 1, "graphkb dump: [Errno 2] No such file or directory: 'none/y.txt'"),
         ("dump bad.json", 2, "graphkb dump: bad.json: there is no such file"),
         ("run net.py:y", 2, "graphkb run: no value for x: use --input x=VALUE, or --input random; y takes x: float32"),
