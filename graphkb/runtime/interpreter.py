@@ -22,6 +22,7 @@ from graphkb.ir.types import NUMPY_DTYPE
 from graphkb.ops.leaf import CONSTANT, PLACEHOLDER, SIZE, VARIABLE
 from graphkb.runtime.state_lock import state_lock
 
+_SLACK = 64
 _PRESET = (CONSTANT, VARIABLE, SIZE)  # leaves whose arrays are known before the program runs
 
 
@@ -265,8 +266,8 @@ def owned(array: Array, foreign: Collection[int]) -> Array:
     """
     owner = _owner(array)
     mine = owner.base is None and id(owner) not in foreign and owner.flags.owndata
-    # A view into a larger array would keep all of that alive.
-    if mine and array.flags.carray and array.nbytes == owner.nbytes:
+    # A view into a larger array would keep all of that alive; what aligns an array is no such thing.
+    if mine and array.flags.carray and owner.nbytes <= array.nbytes + _SLACK:
         return array
     return np.array(array, order="C", copy=True, subok=False)
 
