@@ -14,6 +14,7 @@ from graphkb.ir.node import Node
 from graphkb.ir.text import format_graph
 from graphkb.ops.leaf import PLACEHOLDER
 from graphkb.runtime.function import Function, Specialization
+from graphkb.runtime.options import current
 
 CODE_STAGES = {"loops": "loops.txt", "llvm": "llvm.ll", "asm": "asm.s"}
 """The stages after the graph, with the files that GRAPHKB_DUMP writes them to."""
@@ -209,7 +210,9 @@ class _Program:
 
     def _specialize(self) -> Specialization:
         if self._made is None:
-            function = self._function or Function(self.raw)
+            # Whoever asks for code shall see it, also where a function would not be worth compiling.
+            mode = "interpret" if current().mode == "interpret" else "native"
+            function = self._function or Function(self.raw, options={"mode": mode})
             self._made = function.specialize(self._shapes)
         return self._made
 
