@@ -11,11 +11,15 @@ Expressions are shared, not copied: a kernel is a graph of them, and identity is
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from graphkb.ir.dims import Dim, Expr, Symbol, free_symbols
 from graphkb.ir.origin import Origin
+from graphkb.ir.types import NUMPY_DTYPE
+
+if TYPE_CHECKING:
+    from graphkb.codegen.builder import Builder
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -184,6 +188,41 @@ class Store:
 Stmt: TypeAlias = For | Combine | Reduce | Store
 
 
+class NativeKernel(Protocol):
+    """What a program needs to know of a kernel: loops here, or a matrix product elsewhere.
+
+    Attributes:
+        name: of its function, `void name(ptr buffer..., [ptr scratch,] i64 size...)`.
+        buffers: its parameters; the last one is written.
+        origins: the user's lines that it comes from.
+        symbols: the unknown sizes that it is told at every call, sorted by name.
+        signature: all that decides its machine code: kernels with equal signatures share one function.
+        scratch: bytes of memory that a call works in, 0 for none; the parameter exists only if there are any.
+        in_place: the inputs whose memory the output may take.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def buffers(self) -> tuple[Buffer, ...]: ...
+    @property
+    def origins(self) -> tuple[Origin, ...]: ...
+    @property
+    def symbols(self) -> tuple[Symbol, ...]: ...
+    @property
+    def signature(self) -> str: ...
+    @property
+    def scratch(self) -> Dim: ...
+    @property
+    def in_place(self) -> set[int]: ...
+
+    def renamed(self, name: str) -> NativeKernel:
+        """The same kernel under another name."""
+
+    def emit(self, b: Builder) -> None:
+        """Append the kernel's function to a module."""
+
+
 @dataclass(frozen=True, eq=False)
 class Kernel:
     """One function of machine code: its buffers, its statements and the user's lines that it comes from."""
@@ -219,6 +258,29 @@ class Kernel:
     def signature(self) -> str:
         """All that decides the kernel's machine code: kernels with equal signatures share one function."""
         return _signature(self)
+
+    @property
+    def scratch(self) -> Dim:
+        """Bytes of memory that a call works in."""
+        return 0
+
+    @property
+    def in_place(self) -> set[int]:
+        """The inputs whose memory the output may take: each element is read only where it is then written."""
+        stores = [s for s in walk(self.body) if isinstance(s, Store)]
+        if len(stores) != 1 or any(isinstance(s, Reduce) for s in walk(self.body)):
+            return set()
+        return matching_loads(stores[0])
+
+    def renamed(self, name: str) -> Kernel:
+        """The same kernel under another name."""
+        return replace(self, name=name)
+
+    def emit(self, b: Builder) -> None:
+        """Append the kernel's function to a module."""
+        from graphkb.codegen.emit import emit_kernel
+
+        emit_kernel(b, self)
 
     def __str__(self) -> str:
         return format_kernel(self)
@@ -258,6 +320,17 @@ def _operands_first(root: LoopExpr, seen: set[LoopExpr]) -> Iterator[LoopExpr]:
             stack.append((expr, True))
             if isinstance(expr, Apply):
                 stack.extend((arg, False) for arg in reversed(expr.args))
+
+
+def matching_loads(store: Store) -> set[int]:
+    """The buffers that a store's value reads only at the very place that is stored, in items of the same width."""
+    fits: dict[int, bool] = {}
+    width = NUMPY_DTYPE[store.buffer.dtype].itemsize
+    for expr in expressions([store]):
+        if isinstance(expr, Load):
+            same = expr.index == store.index and NUMPY_DTYPE[expr.dtype].itemsize == width
+            fits[expr.buffer.position] = fits.get(expr.buffer.position, True) and same
+    return {position for position, fit in fits.items() if fit}
 
 
 def _signature(kernel: Kernel) -> str:

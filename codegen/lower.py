@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphkb.codegen.gemm import match_gemm
 from graphkb.codegen.loops import (
     Affine,
     Apply,
@@ -12,13 +13,13 @@ from graphkb.codegen.loops import (
     Kernel,
     Load,
     LoopExpr,
+    NativeKernel,
     Reduce,
     Stmt,
     Store,
     Var,
     affine,
     expressions,
-    walk,
 )
 from graphkb.codegen.reading import REDUCTIONS, Reader, along, linear, strides
 from graphkb.codegen.schedule import (
@@ -35,20 +36,22 @@ from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node
-from graphkb.ir.types import NUMPY_DTYPE
+from graphkb.ir.origin import Origin
 
 # What costs more than this is kept rather than computed again.
 _KEEP_ABOVE = 8
 
 
 # ---------------------------------------------------------------------------------------------- kernels
-def lower(body: Graph, name: str, target: Target) -> Kernel:
+def lower(body: Graph, name: str, target: Target) -> NativeKernel:
     """The kernel of a fused graph: its inputs become the first buffers, its one output the last."""
     (root,) = body.outputs
     buffers = [Buffer(i, f"in{i}", p.dtype, p.type.size) for i, p in enumerate(body.inputs)]
     out = Buffer(len(buffers), "out", root.dtype, root.type.size, written=True)
     named = dict(zip(body.inputs, buffers))
     origins = tuple(dict.fromkeys(n.origin for n in body.nodes if n.origin is not None))
+    if any(n.op.name == "dot" for n in body.nodes) and not rows_of(body):
+        return _lower_product(root, name, named, out, origins, target)
     if root.op.name == "pad" and root not in named:
         statements = _lower_pad(root, named, out, target)
     elif root.op.name == "concatenate" and root not in named:
@@ -128,10 +131,33 @@ def _lower_concatenate(root: Node, named: dict[Node, Buffer], out: Buffer, targe
     return statements
 
 
+def _lower_product(
+    root: Node, name: str, named: dict[Node, Buffer], out: Buffer, origins: tuple[Origin, ...], target: Target
+) -> NativeKernel:
+    """A matrix kernel, or plain loops where none fits."""
+    kept, reduced, store, combine = _read_nest(root, named, out, Affine(), strides(root.shape))
+    buffers = (*named.values(), out)
+    assert combine is not None
+    matrix = match_gemm(name, buffers, origins, kept, reduced, store, combine, target)
+    if matrix is not None:
+        return matrix
+    return Kernel(name, buffers, tuple(schedule_reduction(kept, reduced, store, combine, target)), origins)
+
+
 def _lower_nest(
     root: Node, named: dict[Node, Buffer], out: Buffer, offset: Affine, steps: tuple[Dim, ...], target: Target
 ) -> list[Stmt]:
     """The loops that compute `root` and store element i at offset + i . steps."""
+    kept, reduced, store, combine = _read_nest(root, named, out, offset, steps)
+    if combine is None:
+        return schedule_map(kept, [store], target)
+    return schedule_reduction(kept, reduced, store, combine, target)
+
+
+def _read_nest(
+    root: Node, named: dict[Node, Buffer], out: Buffer, offset: Affine, steps: tuple[Dim, ...]
+) -> tuple[list[Var], list[Var], Store, Combine | None]:
+    """The loops over the result and over what is summed, and what they store and combine, merged where possible."""
     reader = Reader(named)
     axes = [Var(f"i{axis}", n) for axis, n in enumerate(root.shape)]
     index = tuple(map(along, axes))
@@ -140,16 +166,19 @@ def _lower_nest(
     for i, step in zip(index, steps):
         place = place.plus(i.scaled(step))
     kept = [v for v in axes if v.extent != 1]
-    if not reader.reductions:
-        kept, (store,) = collapse(kept, [Store(out, place, value)])
-        return schedule_map(kept, [store], target)
-    (reduction,) = reader.reductions
-    reduced = [v for v in reduction.reduced if v.extent != 1]
-    combine = Combine(reduction.accumulator, reduction.value, reduction.position)
-    kept, statements = collapse(kept, [Store(out, place, value), combine])
+    statements: list[Stmt] = [Store(out, place, value)]
+    reduced: list[Var] = []
+    if reader.reductions:
+        (reduction,) = reader.reductions
+        reduced = [v for v in reduction.reduced if v.extent != 1]
+        statements.append(Combine(reduction.accumulator, reduction.value, reduction.position))
+    kept, statements = collapse(kept, statements)
     reduced, statements = collapse(reduced, statements)
-    store, combine = statements  # type: ignore[assignment]
-    return schedule_reduction(kept, reduced, store, combine, target)
+    store, *rest = statements
+    combine = rest[0] if rest else None
+    assert isinstance(store, Store)
+    assert combine is None or isinstance(combine, Combine)
+    return kept, reduced, store, combine
 
 
 def _keep_in_row(statements: list[Stmt], out: Buffer, place: Affine, column: Var) -> list[Stmt]:
@@ -174,22 +203,3 @@ def _keep_in_row(statements: list[Stmt], out: Buffer, place: Affine, column: Var
     first, *later = users[best]
     loaded = replace_expr(statements, set(later), best, Load(out, place))
     return [*loaded[:first], Store(out, place, best), *loaded[first:]]
-
-
-# ---------------------------------------------------------------------------------------------- facts
-def in_place(kernel: Kernel) -> set[int]:
-    """The inputs whose memory the output may take: each element is read only where it is then written."""
-    stores = [s for s in walk(kernel.body) if isinstance(s, Store)]
-    if len(stores) != 1 or any(isinstance(s, Reduce) for s in walk(kernel.body)):
-        return set()
-    (store,) = stores
-    fits: dict[int, bool] = {}
-    for expr in expressions(kernel.body):
-        if isinstance(expr, Load):
-            same = expr.index == store.index and _width(expr.dtype) == _width(store.buffer.dtype)
-            fits[expr.buffer.position] = fits.get(expr.buffer.position, True) and same
-    return {position for position, fit in fits.items() if fit}
-
-
-def _width(dtype: str) -> int:
-    return NUMPY_DTYPE[dtype].itemsize

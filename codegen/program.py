@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from graphkb.codegen.builder import Builder, Value, type_of
-from graphkb.codegen.emit import Sizes, emit_kernel
-from graphkb.codegen.loops import Affine, Buffer, For, Kernel, Load, Store, Var, affine
-from graphkb.codegen.lower import in_place, lower
+from graphkb.codegen.emit import Sizes
+from graphkb.codegen.loops import Affine, Buffer, For, Kernel, Load, NativeKernel, Store, Var, affine
+from graphkb.codegen.lower import lower
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim, Symbol
 from graphkb.ir.graph import Graph, graph_symbols
@@ -31,12 +31,13 @@ class Place:
 class Call:
     """One kernel with the values that it reads and the one that it writes."""
 
-    kernel: Kernel
+    kernel: NativeKernel
     operands: tuple[Node, ...]
     node: Node | None
     # Copies name their memory outright.
     source: Node | None = None
     target: Place | None = None
+    scratch: Place | None = None
 
 
 def is_alias(node: Node) -> bool:
@@ -61,11 +62,11 @@ class Kernels:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self.by_signature: dict[str, Kernel] = {}
-        self._lowered: dict[Graph, Kernel] = {}
+        self.by_signature: dict[str, NativeKernel] = {}
+        self._lowered: dict[Graph, NativeKernel] = {}
         self._callers: set[str] = set()
 
-    def of(self, node: Node) -> Kernel:
+    def of(self, node: Node) -> NativeKernel:
         """The kernel of a fused node, with the function's name that equal kernels share."""
         body = node.attrs["body"]
         kernel = self._lowered.get(body)
@@ -73,7 +74,7 @@ class Kernels:
             kernel = self._lowered[body] = self._share(lower(body, _kernel_name(body), self.target))
         return kernel
 
-    def copy(self, type: TensorType) -> Kernel:
+    def copy(self, type: TensorType) -> NativeKernel:
         """The kernel that copies a value."""
         source, target = (Buffer(i, n, type.dtype, type.size, bool(i)) for i, n in enumerate(("in0", "out")))
         var = Var("i0", type.size)
@@ -82,14 +83,12 @@ class Kernels:
         body = For(var, (store,), lanes) if type.size != 1 else Store(target, Affine(), Load(source, Affine()))
         return self._share(Kernel("copy", (source, target), (body,)))
 
-    def _share(self, kernel: Kernel) -> Kernel:
+    def _share(self, kernel: NativeKernel) -> NativeKernel:
         signature = kernel.signature
         known = self.by_signature.get(signature)
         if known is None:
-            name = f"{kernel.name}.{len(self.by_signature)}"
-            known = Kernel(name, kernel.buffers, kernel.body, kernel.origins)
-            self.by_signature[signature] = known
-        return Kernel(known.name, kernel.buffers, kernel.body, kernel.origins)
+            known = self.by_signature[signature] = kernel.renamed(f"{kernel.name}.{len(self.by_signature)}")
+        return kernel.renamed(known.name)
 
     @property
     def loops(self) -> str:
@@ -99,23 +98,25 @@ class Kernels:
     def emit(self, b: Builder) -> None:
         """Append the function of every kernel."""
         for kernel in self.by_signature.values():
-            emit_kernel(b, kernel)
+            kernel.emit(b)
 
-    def emit_call(self, b: Builder, kernel: Kernel) -> None:
+    def emit_call(self, b: Builder, kernel: NativeKernel) -> None:
         """Append `void call.name(ptr args, ptr scratch)`, which runs one kernel of known sizes."""
         name = f"call.{kernel.name}"
         if name in self._callers:
             return
         self._callers.add(name)
-        with b.function(name, [("args", "ptr"), ("scratch", "ptr")]) as (args, _scratch):
+        with b.function(name, [("args", "ptr"), ("scratch", "ptr")]) as (args, scratch):
             pointers = [b.load(b.gep(args, i, "ptr"), "ptr") for i in range(len(kernel.buffers))]
+            pointers += [scratch] if kernel.scratch != 0 else []
             operands = ", ".join(f"ptr {p.name}" for p in pointers)
             b.line(f"call void @{kernel.name}({operands})")
             b.ret()
 
-    def scratch(self, kernel: Kernel) -> int:
+    def scratch(self, kernel: NativeKernel) -> int:
         """The bytes of working memory that a kernel of known sizes needs."""
-        return 0
+        assert isinstance(kernel.scratch, int)
+        return kernel.scratch
 
 
 def _kernel_name(body: Graph) -> str:
@@ -154,7 +155,7 @@ class Program:
         """The kernels in the loop language."""
         return self.kernels.loops
 
-    def emit(self, b: Builder, name: str) -> None:
+    def emit(self, b: Builder, name: str, linkage: str = "") -> None:
         """Append the kernels and `void name(ptr args, ptr workspace, i64 size...)`.
 
         `args` holds the addresses of the inputs, the bound values and the outputs.
@@ -162,7 +163,7 @@ class Program:
         self.kernels.emit(b)
         params = [("args", "ptr"), ("workspace", "ptr")]
         params += [(f"s{i}", "int64") for i in range(len(self.symbols))]
-        with b.function(name, params) as (args, workspace, *sizes):
+        with b.function(name, params, linkage=linkage) as (args, workspace, *sizes):
             self._emit_calls(b, args, workspace, dict(zip(self.symbols, sizes)))
             b.ret()
 
@@ -185,7 +186,8 @@ class Program:
             pointers = [address(self.places[base_of(n)]) for n in call.operands]
             target = call.target or self.places[call.node]  # type: ignore[index]
             dims = [evaluate.symbols[s] for s in call.kernel.symbols]
-            operands = ", ".join(f"{type_of(v)} {v.name}" for v in (*pointers, address(target), *dims))
+            pointers += [address(target), *([address(call.scratch)] if call.scratch else [])]
+            operands = ", ".join(f"{type_of(v)} {v.name}" for v in (*pointers, *dims))
             b.line(f"call void @{call.kernel.name}({operands})")
 
 
@@ -291,7 +293,7 @@ class _Planner:
         if last != position:
             return last < position
         at = [i for i, operand in enumerate(call.operands) if operand is variable]
-        return set(at) <= in_place(call.kernel)
+        return set(at) <= call.kernel.in_place
 
     def _workspace(self) -> None:
         """Places for all values that lie nowhere yet; a kernel may write over an operand that dies with it."""
@@ -308,11 +310,11 @@ class _Planner:
         for position, call in enumerate(calls):
             if call.node not in born:
                 continue
-            free = in_place(call.kernel)
-            for i, operand in enumerate(call.operands):
+            free = call.kernel.in_place
+            for operand in call.operands:
                 if (
-                    i in free
-                    and operand in born
+                    operand in born
+                    and all(j in free for j, other in enumerate(call.operands) if other is operand)
                     and dies[operand] == position
                     and operand.type.nbytes == (call.node.type.nbytes)
                 ):
@@ -324,7 +326,11 @@ class _Planner:
             span = spans.setdefault(owner, [born[owner], dies[owner]])
             span[1] = max(span[1], dies[node])
         requests = [Request(node.type.nbytes, first, last) for node, (first, last) in spans.items()]
+        working = [position for position, call in enumerate(calls) if call.kernel.scratch != 0]
+        requests += [Request(calls[position].kernel.scratch, position, position) for position in working]
         self.program.memory = plan_memory(requests)
+        for position, offset in zip(working, self.program.memory.offsets[len(spans) :]):
+            calls[position] = replace(calls[position], scratch=Place("workspace", 0, offset))
         for node, offset in zip(spans, self.program.memory.offsets):
             self.places[node] = Place("workspace", 0, offset)
         for node, owner in heir.items():

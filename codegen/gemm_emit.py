@@ -1,0 +1,352 @@
+"""Emission of matrix products: the loops over panels, blocks and tiles, and the copies that they read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from graphkb.codegen.builder import ITEM_SIZES, Builder, Value
+from graphkb.codegen.gemm import Gemm, rest_of
+from graphkb.codegen.gemm_micro import Block, Micro, Panel, Rows
+from graphkb.codegen.gemm_sizes import Size, SizeMath
+from graphkb.codegen.loops import Load, Var
+from graphkb.ir.dims import Symbol
+
+
+def emit_gemm(b: Builder, kernel: Gemm) -> None:
+    """Append the function of a product: `void name(ptr buffer..., [ptr scratch,] i64 size...)`."""
+    params = [(f"p{buffer.position}", "ptr") for buffer in kernel.buffers]
+    params += [("scratch", "ptr")] if kernel.scratch != 0 else []
+    params += [(f"s{i}", "int64") for i in range(len(kernel.symbols))]
+    with b.function(kernel.name, params, linkage="internal") as values:
+        pointers = {buffer.position: value for buffer, value in zip(kernel.buffers, values)}
+        rest = values[len(kernel.buffers) :]
+        scratch = rest.pop(0) if kernel.scratch != 0 else b.null()
+        _Product(b, kernel, pointers, scratch, dict(zip(kernel.symbols, rest))).run()
+        b.ret()
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Tiles of one height: `count` of them from row `first`; a clamped tile may be cut short."""
+
+    first: Size
+    end: Size
+    height: int
+    clamped: bool = False
+
+
+class _Product:
+    """The function of one kernel."""
+
+    def __init__(
+        self, b: Builder, kernel: Gemm, pointers: dict[int, Value], scratch: Value, symbols: dict[Symbol, Value]
+    ) -> None:
+        self.b = b
+        self.kernel = kernel
+        self.tiling = kernel.tiling
+        self.math = SizeMath(b)
+        self.micro = Micro(b, kernel, self.math, pointers, symbols)
+        self.size = self.micro.size
+        offset_b = kernel.packed_a
+        offset_partial = offset_b + kernel.packed_b
+        self.packed_a = scratch
+        self.packed_b = b.byte_offset(scratch, self.math.value(self.size(offset_b)))
+        self.micro.partial = b.byte_offset(scratch, self.math.value(self.size(offset_partial)))
+
+    def run(self) -> None:
+        self._over(self.kernel.outer, self._matrix)
+
+    def _over(self, variables: Sequence[Var], inside: Callable[[], None]) -> None:
+        """Loops over whole variables."""
+        if not variables:
+            inside()
+            return
+        first, *rest = variables
+
+        def body(at: Size) -> None:
+            self.micro.body.vars[first] = self.math.value(at)
+            self._over(rest, inside)
+
+        self.math.loop(0, self.size(first.extent), 1, body, first.name)
+
+    # ------------------------------------------------------------------ loops
+    def _matrix(self) -> None:
+        """One product: panel by panel of columns."""
+        kernel, t, math = self.kernel, self.tiling, self.math
+        if t.pack_a:
+            self._pack_a()
+        n = self.size(kernel.n.extent)
+        whole = math.mul(math.div(n, t.width), t.width)
+        math.loop(0, whole, t.width, lambda at: self._panel(Panel(at, t.vectors)), "panel")
+        if isinstance(n, int) and isinstance(whole, int):
+            rest = n - whole
+            if rest:
+                vectors = -(-rest // t.lanes)
+                self._panel(self._edge(whole, vectors, rest))
+            return
+
+        def edge(at: Size) -> None:
+            self._panel(self._edge(at, 1, math.minimum(math.sub(n, at), t.lanes)))
+
+        math.loop(whole, n, t.lanes, edge, "edge")
+
+    def _edge(self, first: Size, vectors: int, columns: Size) -> Panel:
+        """The last panel, which need not fill its vectors."""
+        if columns == vectors * self.tiling.lanes:
+            return Panel(first, vectors)
+        return Panel(first, vectors, columns, self.micro.mask(columns, vectors))
+
+    def _panel(self, panel: Panel) -> None:
+        """A panel of C: block by block of K, all rows."""
+        kernel, t, math = self.kernel, self.tiling, self.math
+        k = self.size(kernel.k.extent)
+        rows = self._rows(panel)
+
+        def block(at: Size) -> None:
+            length = math.minimum(math.sub(k, at), t.block)
+            if isinstance(k, int) and k <= t.block:
+                length = k
+            end = math.compare("ge", math.add(at, t.block), k)
+            start = math.compare("eq", at, 0)
+            for var in kernel.segments:
+                here = self.micro.body.vars[var]
+                start = math.both(start, math.compare("eq", here, 0))
+                end = math.both(end, math.compare("eq", here, math.sub(self.size(var.extent), 1)))
+            self._block(panel, Block(at, length, start, end), rows)
+
+        def blocks() -> None:
+            if isinstance(k, int) and k <= t.block:
+                block(0)
+            else:
+                math.loop(0, math.maximum(k, 1), t.block, block, "block")
+
+        self._over(kernel.segments, blocks)
+
+    def _block(self, panel: Panel, block: Block, rows: list[_Tiles]) -> None:
+        kernel, math, t = self.kernel, self.math, self.tiling
+        source = self._source_b(panel, block)
+        m = self.size(kernel.m.extent)
+        base = self.packed_a if t.pack_a else self._base(kernel.a, kernel.m, kernel.k)
+        shift = math.mul(block.start, self._padded(m, rows))
+        for group in rows:
+
+            def tile(at: Size, group: _Tiles = group) -> None:
+                left = math.sub(m, at) if group.clamped else None
+                if t.pack_a:
+                    place = math.gep(base, math.add(shift, math.mul(at, block.length)), kernel.dtype)
+                    a = Rows(place, group.height, kernel.dtype)
+                else:
+                    step = self.size(kernel.a.index.factor(kernel.k))
+                    a = Rows(self._at(base, kernel.a, at, block.start), step, kernel.a.dtype)
+                self.micro.tile(panel, block, at, group.height, left, a, source)
+
+            math.loop(group.first, group.end, group.height, tile, "row")
+
+    def _padded(self, m: Size, rows: list[_Tiles]) -> Size:
+        """The rows of A with those that the last tile adds."""
+        height = self.tiling.rows
+        if not rows[-1].clamped:
+            return m
+        return self.math.mul(self.math.div(self.math.add(m, height - 1), height), height)
+
+    def _rows(self, panel: Panel) -> list[_Tiles]:
+        """The tiles of a panel: even heights where the rows are known, else a last one that is cut short."""
+        t, math = self.tiling, self.math
+        m, most = self.size(self.kernel.m.extent), t.rows
+        if not t.pack_a and panel.vectors < t.vectors:
+            most = min(12, max(most, t.rows * t.vectors // panel.vectors))
+        if not isinstance(m, int):
+            most = t.rows
+            whole = math.mul(math.div(m, most), most)
+            single = math.compare("eq", math.sub(m, whole), 1)
+            one = math.select(single, m, whole)
+            rows = [_Tiles(0, whole, most)]
+            if most > 1 and not t.pack_a:
+                rows += [_Tiles(whole, one, 1), _Tiles(one, m, most, True)]
+            elif most > 1:
+                rows.append(_Tiles(whole, m, most, True))
+            return rows
+        count = -(-m // most)
+        height = -(-m // count)
+        tall = m - count * (height - 1)
+        rows = [_Tiles(0, tall * height, height)]
+        if tall < count:
+            rows.append(_Tiles(tall * height, m, height - 1))
+        return rows
+
+    # ------------------------------------------------------------------ operands
+    def _base(self, load: Load, *inner: Var) -> Value:
+        """The address of an operand's first element for the outer variables at hand."""
+        return self.micro.body.address_of(load.buffer, rest_of(load.index, *inner))
+
+    def _at(self, base: Value, load: Load, row: Size, start: Size) -> Value:
+        """The address of an operand's element at a row of A or column of B, and a place in K."""
+        math, kernel = self.math, self.kernel
+        across = kernel.m if load is kernel.a else kernel.n
+        place = math.add(
+            math.mul(row, self.size(load.index.factor(across))), math.mul(start, self.size(load.index.factor(kernel.k)))
+        )
+        return math.gep(base, place, load.dtype)
+
+    def _source_b(self, panel: Panel, block: Block) -> Rows:
+        """Where a block of B lies, copied if that pays."""
+        kernel = self.kernel
+        place = self._at(self._base(kernel.b, kernel.n, kernel.k), kernel.b, panel.first, block.start)
+        if not self.micro.packed(panel):
+            return Rows(place, self.size(kernel.b.index.factor(kernel.k)), kernel.b.dtype)
+        self._pack_b(panel, block, place)
+        return Rows(self.packed_b, panel.vectors * self.tiling.lanes, kernel.dtype)
+
+    # ------------------------------------------------------------------ packing
+    def _pack_b(self, panel: Panel, block: Block, source: Value) -> None:
+        """Copy a block of B row after row; columns beyond the matrix become zeros or copies of others."""
+        kernel = self.kernel
+        across, along = (self.size(kernel.b.index.factor(v)) for v in (kernel.n, kernel.k))
+        lanes = self.tiling.lanes
+        if across == 1 and lanes > 1 and (panel.columns is None or self.tiling.masks_b):
+            self._pack_rows(panel, block, source, along)
+        elif along == 1 and lanes > 1:
+            self._pack_transposed(panel, block, source, across)
+        else:
+            self._pack_elements(panel, block, source, across, along)
+
+    def _pack_rows(self, panel: Panel, block: Block, source: Value, along: Size) -> None:
+        b, math, kernel, lanes = self.b, self.math, self.kernel, self.tiling.lanes
+        width = panel.vectors * lanes
+
+        def row(at: Size) -> None:
+            start = math.gep(source, math.mul(at, along), kernel.b.dtype)
+            target = math.gep(self.packed_b, math.mul(at, width), kernel.dtype)
+            for j in range(panel.vectors):
+                last = panel.mask if j == panel.vectors - 1 else None
+                value = self.micro.load_vector(math.gep(start, j * lanes, kernel.b.dtype), kernel.b.dtype, last)
+                b.store(value, math.gep(target, j * lanes, kernel.dtype), align=lanes * ITEM_SIZES[kernel.dtype])
+
+        math.loop(0, block.length, 1, row, "pack")
+
+    def _pack_transposed(self, panel: Panel, block: Block, source: Value, across: Size) -> None:
+        """Squares of a vector's length on either side turn over in registers."""
+        b, math, kernel, lanes = self.b, self.math, self.kernel, self.tiling.lanes
+        width = panel.vectors * lanes
+        last = math.sub(panel.columns, 1) if panel.columns is not None else width - 1
+        whole = math.mul(math.div(block.length, lanes), lanes)
+        can_mask = b.target.can_mask(kernel.b.dtype)
+
+        def square(start: Size, count: Size | None) -> None:
+            mask = None if count is None else b.lane_mask(math.value(count), lanes)
+
+            def vector(j: Size) -> None:
+                rows = []
+                for i in range(lanes):
+                    column = math.add(j, i)
+                    if panel.columns is not None:
+                        column = math.minimum(column, last)
+                    place = math.add(math.mul(column, across), start)
+                    address = math.gep(source, place, kernel.b.dtype)
+                    if mask is not None and not can_mask:
+                        rows.append(b.splat(b.cast(b.load(address, kernel.b.dtype), kernel.dtype), lanes))
+                    else:
+                        rows.append(self.micro.load_vector(address, kernel.b.dtype, mask))
+                target = math.gep(self.packed_b, math.add(math.mul(start, width), j), kernel.dtype)
+                if mask is not None and not can_mask:
+                    # One place of K at a time: lane 0 of each column side by side.
+                    column_values = b.undef(kernel.dtype, lanes)
+                    for i, value in enumerate(rows):
+                        column_values = b.insert(column_values, b.extract(value, 0), i)
+                    b.store(column_values, target)
+                    return
+                for i, value in enumerate(_transposed(b, rows)):
+                    b.store(value, math.gep(target, i * width, kernel.dtype))
+
+            math.loop(0, width, lanes, vector, "turn")
+
+        math.loop(0, whole, lanes, lambda at: square(at, None), "square")
+        if isinstance(block.length, int) and block.length == whole:
+            return
+        if can_mask:
+            math.loop(whole, block.length, lanes, lambda at: square(at, math.sub(block.length, at)), "square")
+        else:
+            math.loop(whole, block.length, 1, lambda at: square(at, 1), "square")
+
+    def _pack_elements(self, panel: Panel, block: Block, source: Value, across: Size, along: Size) -> None:
+        b, math, kernel, lanes = self.b, self.math, self.kernel, self.tiling.lanes
+        width = panel.vectors * lanes
+        columns = width if panel.columns is None else panel.columns
+
+        def row(at: Size) -> None:
+            start = math.gep(source, math.mul(at, along), kernel.b.dtype)
+            target = math.gep(self.packed_b, math.mul(at, width), kernel.dtype)
+            if panel.columns is not None:
+                # What nobody reads must still be harmless: leftovers may be slow to multiply.
+                b.store(b.const(0, kernel.dtype, lanes), math.gep(target, width - lanes, kernel.dtype))
+
+            def element(j: Size) -> None:
+                value = b.load(math.gep(start, math.mul(j, across), kernel.b.dtype), kernel.b.dtype)
+                b.store(b.cast(value, kernel.dtype), math.gep(target, j, kernel.dtype))
+
+            math.loop(0, columns, 1, element, "element")
+
+        math.loop(0, block.length, 1, row, "pack")
+
+    def _pack_a(self) -> None:
+        """Copy A block by block of K and tile by tile: the rows of a tile lie side by side."""
+        kernel, t, math = self.kernel, self.tiling, self.math
+        k, m = self.size(kernel.k.extent), self.size(kernel.m.extent)
+        across, along = (self.size(kernel.a.index.factor(v)) for v in (kernel.m, kernel.k))
+        base = self._base(kernel.a, kernel.m, kernel.k)
+        rows = self._rows(Panel(0, t.vectors))
+        padded = self._padded(m, rows)
+
+        def block(start: Size) -> None:
+            length = math.minimum(math.sub(k, start), t.block)
+            for group in rows:
+
+                def tile(at: Size, group: _Tiles = group) -> None:
+                    place = math.add(math.mul(start, padded), math.mul(at, length))
+                    target = math.gep(self.packed_a, place, kernel.dtype)
+                    source = self._at(base, kernel.a, at, start)
+                    self._pack_tile(source, target, group, math.sub(m, at), length, across, along)
+
+                math.loop(group.first, group.end, group.height, tile, "pack")
+
+        math.loop(0, k, t.block, block, "block")
+
+    def _pack_tile(
+        self, source: Value, target: Value, group: _Tiles, left: Size, length: Size, across: Size, along: Size
+    ) -> None:
+        """One tile of A. Whole vectors are stored, each covering the excess of the one before."""
+        b, math, kernel, height = self.b, self.math, self.kernel, group.height
+        dtype, lanes = kernel.a.dtype, self.tiling.lanes
+        vectors = across == 1 and height <= lanes and b.target.can_mask(dtype)
+        if vectors:
+            count = math.minimum(left, height) if group.clamped else height
+            mask = None if count == lanes else b.lane_mask(math.value(count), lanes)
+
+        def column(at: Size) -> None:
+            start = math.gep(source, math.mul(at, along), dtype)
+            place = math.gep(target, math.mul(at, height), kernel.dtype)
+            if vectors:
+                b.store(self.micro.load_vector(start, dtype, mask), place)
+                return
+            for i in range(height):
+                row: Size = math.minimum(i, math.sub(left, 1)) if group.clamped else i
+                value = b.load(math.gep(start, math.mul(row, across), dtype), dtype)
+                b.store(b.cast(value, kernel.dtype), math.gep(place, i, kernel.dtype))
+
+        math.loop(0, length, 1, column, "column")
+
+
+def _transposed(b: Builder, rows: list[Value]) -> list[Value]:
+    """The columns of a square of vectors, whose side is a power of 2: pairs interleave again and again."""
+    count = len(rows)
+    lanes = rows[0].lanes
+    low = [lane for i in range(lanes // 2) for lane in (i, lanes + i)]
+    high = [lane for i in range(lanes // 2, lanes) for lane in (i, lanes + i)]
+    half = count // 2
+    step = 1
+    while step < count:
+        pairs = [(rows[i], rows[i + half]) for i in range(half)]
+        rows = [v for x, y in pairs for v in (b.shuffle(x, y, low), b.shuffle(x, y, high))]
+        step *= 2
+    return rows

@@ -1,0 +1,301 @@
+"""The innermost part of a matrix product: one tile of sums in registers, and the epilogue that stores it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graphkb.codegen.builder import ITEM_SIZES, Builder, Value
+from graphkb.codegen.emit import Body
+from graphkb.codegen.gemm import Gemm
+from graphkb.codegen.gemm_sizes import Size, SizeMath, Truth
+from graphkb.codegen.loops import (
+    Affine,
+    Apply,
+    Buffer,
+    For,
+    IndexValue,
+    Load,
+    LoopExpr,
+    Result,
+    Store,
+    Var,
+    affine,
+    expressions,
+)
+from graphkb.codegen.schedule import replace_expr, substitute
+from graphkb.ir.dims import Dim, Symbol, sole_atom, symbol
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Columns of C from `first` on: whole vectors, or if `columns` is given only so many, the last vector masked."""
+
+    first: Size
+    vectors: int
+    columns: Size | None = None
+    mask: Value | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """A range of K; `first` and `last` tell whether the sums begin and end with it."""
+
+    start: Size
+    length: Size
+    first: Truth
+    last: Truth
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The place of an operand's rows in memory: the first, the step to the next, and the dtype."""
+
+    address: Value
+    step: Size
+    dtype: str
+
+
+class TileBody(Body):
+    """Statements over one tile: addresses are constant distances from the tile's corner."""
+
+    def __init__(self, b: Builder, kernel: Gemm, pointers: dict[int, Value], sizes: dict[Symbol, Value]) -> None:
+        super().__init__(b, pointers, sizes)
+        self.kernel = kernel
+        self.row = self.column = 0
+        self.corners: dict[tuple[int, Affine], Value] | None = None
+
+    def _shift(self, index: Affine) -> Dim:
+        return index.factor(self.kernel.m) * self.row + index.factor(self.kernel.n) * self.column
+
+    def address_of(self, buffer: Buffer, index: Affine) -> Value:
+        if self.corners is None:
+            return super().address_of(buffer, index)
+        key = (buffer.position, index)
+        if key not in self.corners:
+            self.corners[key] = super().address_of(buffer, index)
+        shift = self._shift(index)
+        at = shift if isinstance(shift, int) else self.sizes.value(shift)
+        return self.corners[key] if at == 0 else self.b.gep(self.corners[key], at, buffer.dtype)
+
+    def _positions(self, index: Affine) -> Value:
+        if self.corners is not None:
+            index = index.shifted(self._shift(index))
+        return super()._positions(index)
+
+
+class Micro:
+    """Writes the tiles of one kernel."""
+
+    def __init__(
+        self, b: Builder, kernel: Gemm, math: SizeMath, pointers: dict[int, Value], symbols: dict[Symbol, Value]
+    ) -> None:
+        self.b = b
+        self.kernel = kernel
+        self.math = math
+        self.tiling = kernel.tiling
+        self.body = TileBody(b, kernel, pointers, symbols)
+        self.partial = b.null()
+        self._memory: Value | None = None
+
+    def size(self, dim: Dim) -> Size:
+        """A size as an integer if it is known, else its value."""
+        return dim if isinstance(dim, int) else self.body.sizes.value(dim)
+
+    def mask(self, columns: Size, vectors: int) -> Value | None:
+        """The lanes of the last vector of a panel that count, None for all."""
+        lanes = self.tiling.lanes
+        count = self.math.sub(columns, (vectors - 1) * lanes)
+        if lanes == 1 or count == lanes:
+            return None
+        if isinstance(count, int):
+            return self.b.const_vector([i < count for i in range(lanes)], "bool")
+        return self.b.lane_mask(count, lanes)
+
+    def load_vector(self, address: Value, dtype: str, mask: Value | None) -> Value:
+        """A vector of an operand in the dtype of the sums."""
+        lanes = self.tiling.lanes
+        if mask is None:
+            return self.b.cast(self.b.load(address, dtype, lanes), self.kernel.dtype)
+        return self.b.cast(self.b.masked_load(address, dtype, mask), self.kernel.dtype)
+
+    # ------------------------------------------------------------------ one tile
+    def tile(self, panel: Panel, block: Block, first: Size, height: int, left: Size | None, a: Rows, b: Rows) -> None:
+        """The products of one block, added up in registers, then stored.
+
+        Args:
+            panel: the columns.
+            block: the range of K.
+            first: the tile's first row of C.
+            height: how many rows are computed.
+            left: how many of them exist, None for all.
+            a: element (first row, first k) of A, and the step along K.
+            b: element (first k, first column) of B, and the step along K.
+        """
+        math, height_range = self.math, range(height)
+        if self.tiling.pack_a:
+            offsets: list[Size] = list(height_range)
+        else:
+            across = self.size(self.kernel.a.index.factor(self.kernel.m))
+            inside = [i if left is None else math.minimum(i, math.sub(left, 1)) for i in height_range]
+            offsets = [math.mul(i, across) for i in inside]
+        sums = self._multiply(panel, block, offsets, a, b)
+        sums = self._add_partial(panel, block, first, sums)
+        if isinstance(block.last, bool):
+            if block.last:
+                self._finish(panel, first, height, left, sums)
+            else:
+                self._set_aside(panel, first, sums)
+            return
+        self.b.branch(
+            block.last,
+            lambda: self._finish(panel, first, height, left, sums),
+            lambda: self._set_aside(panel, first, sums),
+            hint="last",
+        )
+
+    def _multiply(self, panel: Panel, block: Block, offsets: list[Size], a: Rows, b: Rows) -> list[Value]:
+        """The sums of one block."""
+        out, math, lanes, dtype = self.b, self.math, self.tiling.lanes, self.kernel.dtype
+        vectors = panel.vectors
+
+        def step(_: Value, at_a: Value, at_b: Value, *before: Value) -> list[Value]:
+            row = []
+            for j in range(vectors):
+                mask = panel.mask if j == vectors - 1 and not self.packed(panel) else None
+                row.append(self.load_vector(math.gep(at_b, j * lanes, b.dtype), b.dtype, mask))
+            after: list[Value] = []
+            for i, offset in enumerate(offsets):
+                element = out.cast(out.load(math.gep(at_a, offset, a.dtype), a.dtype), dtype)
+                spread = out.splat(element, lanes)
+                after += [out.fma(spread, row[j], before[i * vectors + j]) for j in range(vectors)]
+            return [math.gep(at_a, a.step, a.dtype), math.gep(at_b, b.step, b.dtype), *after]
+
+        zero, end = out.const(0, "int64"), math.value(block.length)
+        sums = [out.const(0, dtype, lanes)] * (len(offsets) * vectors)
+        return out.loop(zero, end, 1, step, [a.address, b.address, *sums], hint="k")[2:]
+
+    def packed(self, panel: Panel) -> bool:
+        """Whether the panel's columns of B are copied."""
+        return self.tiling.pack_b or (panel.columns is not None and not self.tiling.masks_b)
+
+    # ------------------------------------------------------------------ partial sums
+    def _partial(self, panel: Panel, first: Size, i: int, j: int) -> Value:
+        width = panel.vectors * self.tiling.lanes
+        corner = self.math.gep(self.partial, self.math.mul(first, width), self.kernel.dtype)
+        return self.math.gep(corner, i * width + j * self.tiling.lanes, self.kernel.dtype)
+
+    def _add_partial(self, panel: Panel, block: Block, first: Size, sums: list[Value]) -> list[Value]:
+        """The sums of this block and those before; adding whole blocks keeps rounding errors low."""
+        b = self.b
+        if block.first is True:
+            return sums
+
+        def add() -> list[Value]:
+            places = [self._partial(panel, first, *divmod(at, panel.vectors)) for at in range(len(sums))]
+            before = [b.load(place, self.kernel.dtype, self.tiling.lanes) for place in places]
+            return [b.fadd(old, new) for old, new in zip(before, sums)]
+
+        if block.first is False:
+            return add()
+        return b.branch(block.first, lambda: sums, add, hint="first")
+
+    def _set_aside(self, panel: Panel, first: Size, sums: list[Value]) -> None:
+        for at, value in enumerate(sums):
+            self.b.store(value, self._partial(panel, first, *divmod(at, panel.vectors)))
+
+    # ------------------------------------------------------------------ the epilogue
+    def _finish(self, panel: Panel, first: Size, height: int, left: Size | None, sums: list[Value]) -> None:
+        kernel, body = self.kernel, self.body
+        body.vars[kernel.m] = self.math.value(first)
+        body.vars[kernel.n] = self.math.value(panel.first)
+        body.scopes.append({})
+        if self.tiling.in_registers and left is None and (panel.columns is None or self.tiling.masks_c):
+            self._store_registers(panel, height, sums)
+        else:
+            self._store_rows(panel, height, left, sums)
+        body.scopes.pop()
+
+    def _store_registers(self, panel: Panel, height: int, sums: list[Value]) -> None:
+        """The epilogue written out for every register; what rows or columns share is computed once."""
+        kernel, body, lanes = self.kernel, self.body, self.tiling.lanes
+        depends = _dependence(kernel)
+        body.corners = {}
+        body.vector, body.lanes = kernel.n, lanes
+
+        def prepare(wanted: frozenset[str]) -> dict[LoopExpr, Value]:
+            body.scopes.append({})
+            for expr, on in depends.items():
+                if on == wanted:
+                    body.value(expr)
+            return body.scopes.pop()
+
+        body.scopes.append(prepare(frozenset()))
+        columns = []
+        for j in range(panel.vectors):
+            body.column, body.mask = j * lanes, panel.mask if j == panel.vectors - 1 else None
+            columns.append(prepare(frozenset("n")))
+        for i in range(height):
+            body.row, body.column, body.mask = i, 0, None
+            row = prepare(frozenset("m"))
+            for j in range(panel.vectors):
+                body.column, body.mask = j * lanes, panel.mask if j == panel.vectors - 1 else None
+                body.results[kernel.combine.accumulator] = sums[i * panel.vectors + j]
+                body.scopes += [columns[j], row, {}]
+                body.run([kernel.store])
+                del body.scopes[-3:]
+        body.scopes.pop()
+        body.row = body.column = 0
+        body.vector, body.lanes, body.mask, body.corners = None, 1, None, None
+
+    def _store_rows(self, panel: Panel, height: int, left: Size | None, sums: list[Value]) -> None:
+        """The epilogue as loops over the tile, which passes through memory."""
+        kernel, body, lanes, b = self.kernel, self.body, self.tiling.lanes, self.b
+        width = panel.vectors * lanes
+        if self._memory is None:
+            self._memory = b.alloca(kernel.dtype, self.tiling.most)
+        for at, value in enumerate(sums):
+            place = self.math.gep(self._memory, at * lanes, kernel.dtype)
+            b.store(value, place, align=lanes * ITEM_SIZES[kernel.dtype])
+        buffer = Buffer(-1, "tile", kernel.dtype, height * width)
+        body.pointers[-1] = self._memory
+        i = Var("i", height if left is None else self._dim(left, "rows"))
+        j = Var("j", width if panel.columns is None else self._dim(panel.columns, "columns"))
+        moved = {kernel.m: affine(kernel.m).plus(affine(i)), kernel.n: affine(kernel.n).plus(affine(j))}
+        (store,) = substitute([kernel.store], moved)
+        assert isinstance(store, Store)
+        (result,) = [e for e in expressions([store]) if isinstance(e, Result)]
+        tile = Load(buffer, affine(i, width).plus(affine(j)))
+        inner = replace_expr([store], {0}, result, tile)
+        body.run([For(i, (For(j, tuple(inner), lanes),))])
+
+    def _dim(self, size: Size, name: str) -> Dim:
+        """A size as a dim of the loop language."""
+        if isinstance(size, int):
+            return size
+        dim = symbol(name)
+        atom = sole_atom(dim)
+        assert isinstance(atom, Symbol)
+        self.body.sizes.symbols[atom] = size
+        return dim
+
+
+def _dependence(kernel: Gemm) -> dict[LoopExpr, frozenset[str]]:
+    """What each expression of the epilogue depends on within a tile: rows m, columns n, the sum s."""
+    found: dict[LoopExpr, frozenset[str]] = {}
+    for expr in expressions([kernel.store]):
+        on: frozenset[str] = frozenset()
+        match expr:
+            case Load(index=index) | IndexValue(index=index):
+                on |= {"m"} if index.factor(kernel.m) != 0 else set()
+                on |= {"n"} if index.factor(kernel.n) != 0 else set()
+            case Apply(args=args):
+                on = on.union(*[found[a] for a in args])
+            case Result():
+                on = frozenset("s")
+            case _:
+                pass
+        found[expr] = on
+    return found
+
+
+__all__ = ["Block", "Micro", "Panel", "Rows"]

@@ -1,0 +1,409 @@
+"""Matrix products in machine code: shapes, transposes, batches, epilogues and targets against float64 NumPy."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import mmap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import pytest
+
+from graphkb.codegen.builder import Builder
+from graphkb.codegen.engine import Engine, compile_module
+from graphkb.codegen.gemm import Gemm
+from graphkb.codegen.program import Program, make_program
+from graphkb.codegen.target import TARGETS, Target, host_target, named_target
+from graphkb.ir.dims import Dim, free_symbols, substitute, symbol
+from graphkb.ir.graph import Graph
+from graphkb.ir.node import Node
+from graphkb.ops import elementwise as e
+from graphkb.ops import linalg, shape
+from graphkb.ops.leaf import placeholder
+from graphkb.passes.fuse import Fuse
+
+Array: TypeAlias = np.ndarray[Any, Any]
+LEVELS = ["x86-64-v4", "x86-64-v3", "x86-64-v2"]
+EPSILON = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
+
+
+def runnable() -> list[Target]:
+    """The levels of this machine's processor family that it can run, its own first."""
+    host = host_target()
+    if not host.is_x86:
+        return [host]
+    order = list(TARGETS)
+    return [named_target(name) for name in LEVELS if order.index(name) <= order.index(host.name)]
+
+
+targets = pytest.mark.parametrize("target", runnable(), ids=lambda t: t.name)
+
+
+# ---------------------------------------------------------------------------------------------- guarded memory
+class Guarded:
+    """Memory that ends, or begins, exactly where an inaccessible page does."""
+
+    def __init__(self, nbytes: int, at_end: bool) -> None:
+        page = mmap.PAGESIZE
+        room = -(-max(nbytes, 1) // page) * page
+        self.map = mmap.mmap(-1, room + 2 * page)
+        self.view = np.frombuffer(self.map, np.uint8)
+        base = self.view.ctypes.data
+        protect = ctypes.CDLL(None, use_errno=True).mprotect
+        protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        for edge in (base, base + page + room):
+            assert protect(edge, page, 0) == 0
+        start = page + (room - nbytes if at_end else 0)
+        self.inside = self.view[page : page + room]
+        self.bytes = self.view[start : start + nbytes]
+
+    def intact(self, fill: int) -> bool:
+        """Whether everything outside the array still holds a byte."""
+        start = self.bytes.ctypes.data - self.inside.ctypes.data if len(self.bytes) else 0
+        return bool(np.all(self.inside[:start] == fill) and np.all(self.inside[start + len(self.bytes) :] == fill))
+
+
+# ---------------------------------------------------------------------------------------------- programs
+@dataclass
+class Compiled:
+    program: Program
+    engine: Engine
+
+    def __call__(self, feeds: Sequence[Array], at_end: bool = True) -> list[Array]:
+        """Run on guarded memory; the outputs, after a check that nothing around them was written."""
+        graph = self.program.graph
+        sizes = {}
+        for node, value in zip(graph.inputs, feeds):
+            for dim, n in zip(node.shape, value.shape):
+                if not isinstance(dim, int):
+                    (unknown,) = free_symbols(dim)
+                    sizes[unknown] = n
+
+        def known(dim: Dim) -> int:
+            n = substitute(dim, sizes)
+            assert isinstance(n, int)
+            return n
+
+        held = []
+        for value in feeds:
+            memory = Guarded(value.nbytes, at_end)
+            memory.bytes[:] = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+            held.append(memory)
+        outputs = []
+        for node in graph.outputs:
+            memory = Guarded(known(node.type.nbytes), at_end)
+            memory.inside[:] = 0x5A
+            outputs.append(memory)
+        bound = [np.asarray(n.op.numpy(**n.attrs)) for n in self.program.bound]  # type: ignore[misc]
+        workspace = Guarded(-(-known(self.program.memory.total) // 64) * 64, at_end)
+        pointers = [m.bytes.ctypes.data for m in held] + [b.ctypes.data for b in bound]
+        pointers += [m.bytes.ctypes.data for m in outputs]
+        args = (ctypes.c_void_p * len(pointers))(*pointers)
+        symbols = self.program.symbols
+        kinds = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * len(symbols)]
+        function = ctypes.CFUNCTYPE(None, *kinds)(self.engine.address("run"))
+        function(ctypes.addressof(args), workspace.bytes.ctypes.data, *[sizes[s] for s in symbols])
+        results = []
+        for node, memory in zip(graph.outputs, outputs):
+            assert memory.intact(0x5A), "written outside of the result"
+            shape_ = tuple(known(d) for d in node.shape)
+            results.append(memory.bytes.view(node.dtype).reshape(shape_).copy())
+        return results
+
+
+def build(inputs: Sequence[Node], outputs: Sequence[Node], target: Target) -> Compiled:
+    program = make_program(Fuse().apply(Graph(tuple(inputs), tuple(outputs))), target)
+    b = Builder(target)
+    program.emit(b, "run")
+    return Compiled(program, compile_module(b.module(), target))
+
+
+def products(program: Program) -> list[Gemm]:
+    return [k for k in program.kernels.by_signature.values() if isinstance(k, Gemm)]
+
+
+# ---------------------------------------------------------------------------------------------- cases
+@dataclass(frozen=True)
+class Case:
+    """A product of (batch..., m, k) and (batch..., k, n), either operand stored transposed."""
+
+    m: int
+    k: int
+    n: int
+    dtype: str = "float32"
+    turn_x: bool = False
+    turn_y: bool = False
+    batch: tuple[int, ...] = ()
+
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        x = (self.k, self.m) if self.turn_x else (self.m, self.k)
+        y = (self.n, self.k) if self.turn_y else (self.k, self.n)
+        return (*self.batch, *x), (*self.batch, *y)
+
+    def node(self, x: Node, y: Node) -> Node:
+        count = len(self.batch)
+        batch = tuple(range(count))
+        return linalg.dot(x, y, batch, batch, (count + (not self.turn_x),), (count + self.turn_y,))
+
+    def feeds(self) -> list[Array]:
+        rng = np.random.default_rng([self.m, self.k, self.n])
+        return [rng.uniform(-1, 1, s).astype(self.dtype) for s in self.shapes()]
+
+    def exact(self, x: Array, y: Array) -> tuple[Array, Array]:
+        """The product, and the classic bound on the error of a float sum: k units of the summed magnitudes."""
+        x, y = x.astype(np.longdouble), y.astype(np.longdouble)
+        if self.turn_x:
+            x = x.swapaxes(-1, -2)
+        if self.turn_y:
+            y = y.swapaxes(-1, -2)
+        product = np.matmul(x, y)
+        wide = "float32" if self.dtype == "float16" else self.dtype
+        bound = (self.k + 1) * EPSILON[wide] * np.matmul(np.abs(x), np.abs(y))
+        return product, bound + (EPSILON[self.dtype] * np.abs(product) if wide != self.dtype else 0)
+
+
+def check(cases: Sequence[Case], target: Target) -> None:
+    """All cases in one module, with guards behind and before every array."""
+    inputs: list[Node] = []
+    outputs: list[Node] = []
+    for case in cases:
+        x, y = (placeholder(s, case.dtype, "x") for s in case.shapes())
+        inputs += [x, y]
+        outputs.append(case.node(x, y))
+    compiled = build(inputs, outputs, target)
+    feeds = [case.feeds() for case in cases]
+    for at_end in (True, False):
+        results = compiled(list(itertools.chain(*feeds)), at_end)
+        for case, pair, got in zip(cases, feeds, results):
+            exact, bound = case.exact(*pair)
+            assert got.shape == exact.shape
+            excess = np.max(np.abs(got - exact) - bound, initial=0)
+            assert excess <= 0, f"{case}: beyond its error bound by {excess}"
+
+
+SMALL = [0, 1, 2, 3, 5, 7]
+EDGES = [(6, 64, 64), (7, 65, 63), (5, 63, 65), (12, 16, 32), (13, 17, 31), (11, 15, 33), (31, 37, 41), (97, 101, 103)]
+LARGE = [(64, 64, 64), (128, 300, 129), (33, 784, 50), (17, 1025, 70), (24, 2048, 16), (256, 48, 512)]
+
+
+@targets
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_small_shapes(dtype: str, target: Target) -> None:
+    cases = [Case(m, k, n, dtype) for m, k, n in itertools.product(SMALL, repeat=3) if (m + k + n) % 3 == 0]
+    check(cases, target)
+
+
+@targets
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("turn", [(False, False), (True, False), (False, True), (True, True)], ids=str)
+def test_tile_edges_and_transposes(turn: tuple[bool, bool], dtype: str, target: Target) -> None:
+    check([Case(m, k, n, dtype, *turn) for m, k, n in EDGES], target)
+
+
+@targets
+@pytest.mark.parametrize("turn", [(False, False), (True, False), (False, True), (True, True)], ids=str)
+def test_long_and_wide(turn: tuple[bool, bool], target: Target) -> None:
+    check([Case(m, k, n, "float32", *turn) for m, k, n in LARGE], target)
+
+
+@targets
+@pytest.mark.parametrize("turn_y", [False, True])
+def test_vectors(turn_y: bool, target: Target) -> None:
+    sizes = [
+        (1, 784, 512),
+        (1, 37, 1),
+        (1, 1, 37),
+        (1, 1000, 10),
+        (512, 784, 1),
+        (2, 100, 300),
+        (4, 999, 65),
+        (3, 5, 1),
+    ]
+    check([Case(m, k, n, "float32", turn_x, turn_y) for m, k, n in sizes for turn_x in (False, True)], target)
+
+
+@targets
+def test_batches(target: Target) -> None:
+    turns = [(False, False), (True, False), (False, True), (True, True)]
+    cases = [Case(9, 17, 21, "float32", *turn, batch=batch) for turn in turns for batch in [(3,), (2, 3), (0,), (1, 4)]]
+    check([*cases, Case(1, 17, 21, batch=(5,)), Case(5, 8, 1, batch=(4,)), Case(1, 33, 1, batch=(6,))], target)
+
+
+@targets
+def test_empty_sum_is_zero(target: Target) -> None:
+    x, y, bias = (
+        placeholder((5, 0), "float32", "x"),
+        placeholder((0, 70), "float32", "y"),
+        placeholder((70,), "float32", "b"),
+    )
+    compiled = build([x, y, bias], [linalg.dot(x, y, (), (), (1,), (0,)) + bias], target)
+    values = np.arange(70, dtype=np.float32)
+    (got,) = compiled([np.zeros((5, 0), np.float32), np.zeros((0, 70), np.float32), values])
+    np.testing.assert_array_equal(got, np.broadcast_to(values, (5, 70)))
+
+
+# ---------------------------------------------------------------------------------------------- epilogues
+Epilogue = Callable[[Node, dict[str, Node]], Node]
+EPILOGUES: dict[str, tuple[Epilogue, Callable[[Any, dict[str, Any]], Any]]] = {
+    "row bias": (lambda z, p: z + p["row"], lambda z, p: z + p["row"]),
+    "column bias": (lambda z, p: z + p["column"], lambda z, p: z + p["column"]),
+    "scalar": (lambda z, p: z * 2.5 - p["scalar"], lambda z, p: z * 2.5 - p["scalar"]),
+    "relu": (lambda z, p: e.relu(z + p["row"]), lambda z, p: np.maximum(z + p["row"], 0)),
+    "residual": (lambda z, p: z + p["full"], lambda z, p: z + p["full"]),
+    "float64": (lambda z, p: e.cast(z, "float64") + 1.0, lambda z, p: z + 1),
+    "float16": (lambda z, p: e.cast(z, "float16"), lambda z, p: z),
+    "int32": (lambda z, p: e.cast(z * 64.0, "int32"), lambda z, p: np.trunc(z * 64)),
+    "bool": (lambda z, p: e.greater(z, p["column"]), lambda z, p: z > p["column"]),
+    "select": (lambda z, p: e.select(p["mask"], z, p["row"]), lambda z, p: np.where(p["mask"], z, p["row"])),
+    "long": (
+        lambda z, p: (z + p["row"]) / (e.relu(z) + 1.0) + e.sqrt(e.square(z) + p["full"] * p["full"]),
+        lambda z, p: (z + p["row"]) / (np.maximum(z, 0) + 1) + np.sqrt(z * z + p["full"] * p["full"]),
+    ),
+    "turned": (lambda z, p: shape.transpose(z + p["row"], (1, 0)), lambda z, p: (z + p["row"]).T),
+}
+
+
+@targets
+@pytest.mark.parametrize("size", [(13, 20, 70), (64, 700, 64), (6, 1600, 33), (1, 30, 50)], ids=str)
+def test_epilogues(size: tuple[int, int, int], target: Target) -> None:
+    m, k, n = size
+    shapes = {"x": (m, k), "y": (k, n), "row": (n,), "column": (m, 1), "scalar": (), "full": (m, n), "mask": (m, n)}
+    nodes = {name: placeholder(s, "bool" if name == "mask" else "float32", name) for name, s in shapes.items()}
+    rng = np.random.default_rng(k)
+    values: dict[str, Array] = {name: np.asarray(rng.uniform(-1, 1, s), np.float32) for name, s in shapes.items()}
+    values["mask"] = np.asarray(values["mask"] > 0)
+    # Each epilogue scales the product a little differently, or one product would be shared by all.
+    outputs, scaled = [], []
+    for i, (make, _) in enumerate(EPILOGUES.values()):
+        x = placeholder((m, k), "float32", f"x{i}")
+        scaled.append(x)
+        outputs.append(make(linalg.dot(x, nodes["y"], (), (), (1,), (0,)), nodes))
+    compiled = build([*nodes.values(), *scaled], outputs, target)
+    results = compiled([*values.values(), *[values["x"]] * len(scaled)])
+    wide = {name: v if name == "mask" else v.astype(np.float64) for name, v in values.items()}
+    product = wide["x"] @ wide["y"]
+    bound = (k + 1) * k * EPSILON["float32"] / 4
+    for (name, (_, reference)), got in zip(EPILOGUES.items(), results):
+        expected = reference(product, wide)
+        if name == "bool":
+            near = np.abs(product - wide["column"]) <= bound
+            assert np.all((got == expected) | near), name
+        else:
+            slack = {"float16": 2.0**-10 * np.max(np.abs(product)), "int32": 1.0}.get(name, 1e-6)
+            np.testing.assert_allclose(got, expected, rtol=1e-6, atol=4 * bound + slack, err_msg=name)
+
+
+@targets
+def test_residual_may_lie_where_the_result_goes(target: Target) -> None:
+    x, y, z = (placeholder((40, 40), "float32", n) for n in "xyz")
+    total = linalg.dot(x, y, (), (), (1,), (0,)) + e.sqrt(e.square(z))
+    compiled = build([x, y, z], [linalg.dot(total, y, (), (), (1,), (0,))], target)
+    total_bytes = compiled.program.memory.total
+    assert isinstance(total_bytes, int)
+    assert total_bytes < 3 * 40 * 40 * 4
+    a, b, c = (np.random.default_rng(i).uniform(-1, 1, (40, 40)).astype(np.float32) for i in range(3))
+    (got,) = compiled([a, b, c])
+    np.testing.assert_allclose(got, (a.astype(float) @ b + np.abs(c.astype(float))) @ b, rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------- other structures
+@targets
+def test_contractions_of_several_axes(target: Target) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (placeholder(s, "float32", "p") for s in ((4, 5, 6, 7), (7, 5, 6, 8)))
+    values = [rng.uniform(-1, 1, n.shape).astype(np.float32) for n in (a, b)]
+    axes = [((3,), (0,), "abcd,defg->abcefg"), ((1, 2), (1, 2), "abcd,ebcf->adef"), ((2, 1), (2, 1), "abcd,ebcf->adef")]
+    axes += [((1, 3), (1, 0), "abcd,dbef->acef"), ((1, 2, 3), (1, 2, 0), "abcd,dbcf->af")]
+    outputs = [linalg.dot(a, b, (), (), x, y) for x, y, _ in axes]
+    compiled = build([a, b], outputs, target)
+    assert len(products(compiled.program)) >= 4
+    for got, (_, _, text) in zip(compiled(values), axes):
+        exact = np.einsum(text, *[v.astype(np.float64) for v in values])
+        np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-4)
+
+
+@targets
+def test_batch_axes_may_lie_anywhere(target: Target) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (placeholder(s, "float32", "p") for s in ((6, 9, 4), (9, 4, 70)))
+    z = linalg.dot(a, b, (2,), (1,), (1,), (0,))
+    compiled = build([a, b], [z, shape.transpose(z, (1, 2, 0)) * 2.0], target)
+    values = [rng.uniform(-1, 1, n.shape).astype(np.float32) for n in (a, b)]
+    got, turned = compiled(values)
+    exact = np.einsum("mkb,kbn->bmn", *values)
+    np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(turned, exact.transpose(1, 2, 0) * 2, rtol=1e-5, atol=1e-5)
+
+
+@functools.cache
+def dynamic(target: Target) -> tuple[Compiled, Compiled]:
+    rows, length, columns = symbol("rows"), symbol("length"), symbol("columns")
+    x, y, bias = (
+        placeholder((rows, 70), "float32", "x"),
+        placeholder((70, 90), "float32", "y"),
+        placeholder((90,), "float32", "b"),
+    )
+    first = build([x, y, bias], [e.relu(linalg.dot(x, y, (), (), (1,), (0,)) + bias)], target)
+    x, y = placeholder((rows, length), "float32", "x"), placeholder((length, columns), "float32", "y")
+    turned = [placeholder(n.shape[::-1], "float32", "t") for n in (x, y)]
+    plain = linalg.dot(x, y, (), (), (1,), (0,))
+    both = linalg.dot(turned[0], turned[1], (), (), (0,), (1,))
+    return first, build([x, y, *turned], [plain, both + 1.0], target)
+
+
+@targets
+@pytest.mark.parametrize("rows", [0, 1, 2, 6, 7, 12, 13, 64])
+def test_unknown_batch(rows: int, target: Target) -> None:
+    rng = np.random.default_rng(rows)
+    x, y, bias = (rng.uniform(-1, 1, s).astype(np.float32) for s in ((rows, 70), (70, 90), (90,)))
+    for at_end in (True, False):
+        (got,) = dynamic(target)[0]([x, y, bias], at_end)
+        exact = np.maximum(x.astype(np.float64) @ y + bias, 0)
+        np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
+
+
+@targets
+@pytest.mark.parametrize("size", [(1, 1, 1), (0, 3, 4), (3, 0, 4), (3, 4, 0), (7, 30, 65), (8, 1300, 127), (70, 9, 16)])
+def test_unknown_sizes(size: tuple[int, int, int], target: Target) -> None:
+    m, k, n = size
+    rng = np.random.default_rng(m)
+    x, y = (rng.uniform(-1, 1, s).astype(np.float32) for s in ((m, k), (k, n)))
+    turned = [np.ascontiguousarray(v.T) for v in (x, y)]
+    for at_end in (True, False):
+        plain, both = dynamic(target)[1]([x, y, *turned], at_end)
+        exact = x.astype(np.float64) @ y
+        np.testing.assert_allclose(plain, exact, rtol=1e-5, atol=1e-6 * max(k, 1))
+        np.testing.assert_allclose(both, exact + 1, rtol=1e-5, atol=1e-6 * max(k, 1))
+
+
+def test_long_sums_are_as_exact_as_numpy() -> None:
+    sizes = [(8, 20000, 40), (1, 20000, 64), (64, 4096, 64)]
+    cases = [Case(*size, turn_y=turn) for size in sizes for turn in (False, True)]
+    for case in cases:
+        x, y = (placeholder(s, "float32", "x") for s in case.shapes())
+        feeds = case.feeds()
+        (got,) = build([x, y], [case.node(x, y)], host_target())(feeds)
+        exact, _ = case.exact(*feeds)
+        theirs = np.matmul(feeds[0], feeds[1].T if case.turn_y else feeds[1])
+        ours = np.sqrt(np.mean((got - exact) ** 2))
+        assert ours <= 2 * np.sqrt(np.mean((theirs - exact) ** 2)), case
+
+
+def test_products_become_matrix_kernels() -> None:
+    x, y = placeholder((32, 784), "float32", "x"), placeholder((784, 512), "float32", "y")
+    compiled = build([x, y], [e.relu(linalg.dot(x, y, (), (), (1,), (0,)))], host_target())
+    (kernel,) = products(compiled.program)
+    assert "sum of" in str(kernel)
+    assert "tile" in str(kernel)
+
+
+def test_integers_stay_plain_loops() -> None:
+    x, y = placeholder((5, 7), "int32", "x"), placeholder((7, 6), "int32", "y")
+    compiled = build([x, y], [linalg.dot(x, y, (), (), (1,), (0,))], host_target())
+    assert not products(compiled.program)
+    a, b = np.arange(35, dtype=np.int32).reshape(5, 7), np.arange(42, dtype=np.int32).reshape(7, 6)
+    np.testing.assert_array_equal(compiled([a, b])[0], a @ b)
