@@ -18,15 +18,23 @@ Array = np.ndarray[Any, np.dtype[Any]]
 BACKENDS = ("interpret", "native")
 
 
-def interpret(graph: Graph, feeds: Sequence[Array]) -> list[Array]:
-    """The outputs, then the new values of variables, by each op's NumPy meaning alone."""
+def interpret(
+    graph: Graph, feeds: Sequence[Array], change: Callable[[Node, Array, Sequence[Array]], Array] | None = None
+) -> list[Array]:
+    """The outputs, then the new values of variables, by each op's NumPy meaning alone.
+
+    `change(node, value, inputs)` may replace each value that is computed.
+    """
     values: dict[Node, Array] = dict(zip(graph.inputs, feeds))
     with np.errstate(all="ignore"):
         for node in graph.nodes:
             if node in values:
                 continue
             assert node.op.numpy is not None, f"{node.op.name} has no NumPy meaning"
-            value = np.asarray(node.op.numpy(*[values[i] for i in node.inputs], **node.attrs))
+            inputs = [values[i] for i in node.inputs]
+            value = np.asarray(node.op.numpy(*inputs, **node.attrs))
+            if change is not None:
+                value = change(node, value, inputs)
             assert value.dtype == node.dtype, f"{node!r} gave {value.dtype}"
             if node.type.is_static:
                 assert value.shape == node.shape, f"{node!r} gave {value.shape}"

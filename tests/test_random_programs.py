@@ -1,0 +1,128 @@
+"""Random programs mean the same raw, after each pass, interpreted, compiled, and with sizes bound early or late.
+
+`GRAPHKB_TEST_PROGRAMS=5000` tries that many of each kind, other ones every time.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from evaluate import Array, finite_differences, interpret
+from hypothesis import HealthCheck, Phase, assume, given, note, settings
+from noise import Expectation, expect
+from programs import RandomProgram, programs, smooth_programs, to_code
+
+from graphkb.gradients import gradients
+from graphkb.ir.graph import Graph
+from graphkb.ir.node import Node
+from graphkb.ir.verify import verify
+from graphkb.passes.pipeline import PIPELINE, Pass, optimize
+from graphkb.runtime.function import Function
+
+LONG = int(os.environ.get("GRAPHKB_TEST_PROGRAMS", "0"))
+
+
+def budget(count: int) -> settings:
+    """Always the same `count` programs, or as many new ones as were asked for."""
+    return settings(
+        max_examples=LONG or count,
+        derandomize=not LONG,
+        deadline=None,
+        print_blob=False,
+        report_multiple_bugs=False,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def roots_of(program: RandomProgram, function: Function) -> list[Array]:
+    """The outputs of a call, then the values that it gave the variables."""
+    program.reset()
+    outputs = function(program.feeds)
+    values = [cell.array.copy() for cell in program.state]
+    program.reset()
+    return [*outputs, *values]
+
+
+@budget(150)
+@given(programs())
+def test_passes_keep_the_meaning(program: RandomProgram) -> None:
+    note(program.code())
+    expected = expect(program)
+    verify(program.bound)
+
+    def check(step: Pass, before: Graph, after: Graph, seconds: float) -> None:
+        verify(after)
+        results = program.results(after, interpret(after, program.feeds))
+        expected.check(results, f"after {step.name}:\n{after}")
+
+    optimize(program.bound, PIPELINE, check)
+
+
+@budget(100)
+@given(programs())
+def test_sizes_may_be_bound_after_the_passes(program: RandomProgram) -> None:
+    note(program.code())
+    expected = expect(program)
+    early = optimize(program.graph)
+    verify(early)
+    bound = early.bind(program.sizes)
+    verify(bound)
+    results = program.results(bound, interpret(bound, program.feeds))
+    expected.check(results, f"optimized before binding:\n{early}")
+
+
+@budget(60)
+@given(programs())
+def test_functions_compute_the_same(program: RandomProgram) -> None:
+    note(program.code())
+    expected: Expectation = expect(program)
+    for mode in ("interpret", "native"):
+        function = Function(program.graph, options={"mode": mode})
+        for turn in ("first", "second"):
+            expected.check(roots_of(program, function), f"{turn} call in mode {mode}")
+
+
+@budget(60)
+@given(smooth_programs())
+def test_gradients_are_slopes(program: RandomProgram) -> None:
+    note(program.code())
+    bound = program.bound
+    (total,) = bound.outputs
+    leaves: list[Node] = [n for n in bound.inputs if n.type.size]
+    assume(leaves)
+    slopes = gradients([total], leaves)
+    connected = [(n, g) for n, g in zip(leaves, slopes) if g is not None]
+    graph = Graph(bound.inputs, tuple(g for _, g in connected))
+    verify(graph)
+    actual = interpret(graph, program.feeds)
+    compiled = Function(graph, options={"mode": "native"})(program.feeds)
+    for (node, slope), value, native in zip(connected, actual, compiled):
+        assert slope.type == node.type
+        position = bound.inputs.index(node)
+
+        def at(x: Array, position: int = position) -> Array:
+            return interpret(bound, [*program.feeds[:position], x, *program.feeds[position + 1 :]])[0]
+
+        coarse = finite_differences(at, program.feeds[position], 2e-4)
+        fine = finite_differences(at, program.feeds[position], 1e-4)
+        # Where two steps disagree, there is a kink or the function is too steep to say.
+        sure = np.isfinite(fine) & (np.abs(coarse - fine) <= 1e-7 * (1 + np.abs(fine))) & (np.abs(fine) < 1e4)
+        for name, result in (("interpreted", value), ("native", native)):
+            wrong = sure & ~(np.abs(result - fine) <= 1e-5 * (1 + np.abs(fine)))
+            assert not wrong.any(), f"{name} gradient by {node!r}: {result[wrong]}, differences say {fine[wrong]}"
+
+
+@budget(40)
+@given(programs())
+def test_printed_programs_build_the_same_graph(program: RandomProgram) -> None:
+    space: dict[str, object] = {}
+    exec(to_code(program.graph, program.feeds, program.sizes), space)
+    graph, feeds = space["graph"], space["feeds"]
+    assert isinstance(graph, Graph)
+    assert isinstance(feeds, list)
+    assert [n.op for n in graph.nodes] == [n.op for n in program.graph.nodes]
+    assert [n.ndim for n in graph.nodes] == [n.ndim for n in program.graph.nodes]
+    for one, other in zip(feeds, program.feeds, strict=True):
+        np.testing.assert_array_equal(one, other)
