@@ -77,8 +77,10 @@ class _Builder:
             self.sizes[atom_of(dim)] = draw(st.sampled_from([3, 1, 2, 5] if smooth else [3, 1, 2, 0, 17]), label=name)
             self.dims.append(dim)
         self.values: list[Node] = []
-        self.inputs: list[Node] = []
-        self.feeds: list[Array] = []
+        # The sizes are known from this input, whatever the program reads.
+        known = tuple(self.sizes.values())
+        self.inputs = [leaf.placeholder(tuple(self.dims[-2:]), "bool", "sizes")]
+        self.feeds = [np.zeros(known, bool)]
         self.state: dict[VariableCell, Array] = {}
 
     # ------------------------------------------------------------------------------------------ helpers
@@ -131,7 +133,7 @@ class _Builder:
                 self.state[cell] = array
                 self.values.append(leaf.variable(cell))
             case _:
-                node = leaf.placeholder(dims, dtype, f"x{len(self.inputs)}")
+                node = leaf.placeholder(dims, dtype, f"x{len(self.inputs) - 1}")
                 self.inputs.append(node)
                 self.feeds.append(array)
                 self.values.append(node)
@@ -405,7 +407,7 @@ def to_code(graph: Graph, feeds: Sequence[Array], sizes: dict[Symbol, int]) -> s
         else:
             attrs = ", ".join(f"{k!r}: {_attr(v, symbols, cells)}" for k, v in node.attrs.items())
             inputs = "".join(f"{names[i]}, " for i in node.inputs)
-            made = f"make(find_op({node.op.name!r}), ({inputs.rstrip() if len(node.inputs) == 1 else inputs}), {{{attrs}}})"
+            made = f"make(find_op({node.op.name!r}), ({inputs}), {{{attrs}}})"
         lines.append(f"{name} = {made}")
     roots = ", ".join(names[o] for o in graph.outputs)
     updates = "".join(f"({cells[c]}, {names[v]}), " for c, v in graph.updates)

@@ -90,7 +90,7 @@ def test_gradients_are_slopes(program: RandomProgram) -> None:
     note(program.code())
     bound = program.bound
     (total,) = bound.outputs
-    leaves: list[Node] = [n for n in bound.inputs if n.type.size]
+    leaves: list[Node] = [n for n in bound.inputs if n.dtype == "float64" and n.type.size]
     assume(leaves)
     slopes = gradients([total], leaves)
     connected = [(n, g) for n, g in zip(leaves, slopes) if g is not None]
