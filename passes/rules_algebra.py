@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from graphkb.ir.node import Node, make
-from graphkb.ir.types import FLOATS, NUMPY_DTYPE
+from graphkb.ir.types import FLOATS, NUMPY_DTYPE, UNSIGNED
 from graphkb.ops import elementwise as ew
 from graphkb.ops.leaf import constant
 from graphkb.passes.patterns import (
@@ -175,6 +175,9 @@ def pull_neg(node: Node) -> Node | None:
 def even_of_sign(node: Node) -> Node | None:
     """f(-x) -> f(x) and f(abs(x)) -> f(x) for even f"""
     (x,) = node.inputs
+    # -1 is 255 for uint8, and abs keeps it.
+    if x.dtype in UNSIGNED and node.op is ew.abs_:
+        return None
     if x.op is ew.neg_ or x.op is ew.abs_:
         return make(node.op, x.inputs)
     return None

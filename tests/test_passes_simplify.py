@@ -530,6 +530,10 @@ def test_stays_as_it_is(name):
     assert rewrite(node, SIMPLIFY) is node
 
 
+def test_abs_of_unsigned_numbers_keeps_what_neg_made():
+    assert rewrite(op(ew.abs_, -U), SIMPLIFY) is -U
+
+
 def test_identities_chain_to_normal_form():
     y = ((F * 1 + c(-0.0)) / 1 - 0) * spread(c(1), N, 4)
     assert rewrite(y, SIMPLIFY) is F
