@@ -12,7 +12,8 @@ from graphkb.backend.promotion import Handle, as_node
 from graphkb.backend.state import assignment
 from graphkb.backend.tensors import Tensor, Update, open_controls
 from graphkb.ir import origin
-from graphkb.ir.graph import Graph, toposort
+from graphkb.ir.errors import InputError
+from graphkb.ir.graph import Graph, built_at, toposort
 from graphkb.ir.leaves import Array, VariableCell, unique_name
 from graphkb.ir.node import Node
 from graphkb.ops import elementwise, leaf
@@ -39,7 +40,7 @@ def function(inputs: Sequence[Any], outputs: Any, updates: Sequence[Any] | None 
 
     Raises:
         TypeError: the inputs are no list or tuple, or an input, an output or an update is none.
-        ValueError: an argument is not known, or an input stands twice.
+        ValueError: an argument is not known, an input stands twice, or a placeholder is needed that is no input.
 
     >>> from graphkb import backend as K
     >>> x, total = K.placeholder((None,)), K.variable(0)
@@ -69,7 +70,20 @@ def function(inputs: Sequence[Any], outputs: Any, updates: Sequence[Any] | None 
         unique_name("function") if name is None else str(name),
     )
     kind = SingleFunction if single else Function
-    return kind(_in_test_phase(graph), after_updates=[_is_late(t) for t in results])
+    made = kind(_in_test_phase(graph), after_updates=[_is_late(t) for t in results])
+    _check_inputs(made)
+    return made
+
+
+def _check_inputs(made: Function) -> None:
+    """InputError naming a placeholder that is needed and not among the inputs."""
+    known = set(made.inputs)
+    for node in made.definition.nodes:
+        if node.op is leaf.PLACEHOLDER and node not in known:
+            raise InputError(
+                f"{made.name}: the placeholder {node.attrs['key']!r} is needed but is not among the inputs; "
+                f"add it to them{built_at(node)}"
+            )
 
 
 def _is_late(tensor: Any) -> bool:

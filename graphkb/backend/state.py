@@ -18,7 +18,6 @@ from graphkb.ir.node import Node
 from graphkb.ir.types import FLOATS, INTEGERS, NUMPY_DTYPE
 from graphkb.ops import shape
 from graphkb.ops.elementwise import cast
-from graphkb.runtime.interpreter import write
 from graphkb.runtime.state_lock import state_lock
 
 
@@ -107,6 +106,8 @@ def batch_set_value(tuples: Sequence[tuple[Variable, Any]]) -> None:
     >>> K.get_value(w).tolist()
     [7.0, 7.0]
     """
+    from graphkb.runtime.interpreter import write
+
     checked = [(x, _value_for(x, value)) for x, value in tuples]
     state_lock.run(Lock.EXCLUSIVE, write, [x.cell for x, _ in checked], [array for _, array in checked])
 
