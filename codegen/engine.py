@@ -36,7 +36,9 @@ def _machine(target: Target, level: int, reloc: str, jit: bool) -> Any:
 
 
 def _parse(text: str) -> Any:
-    return _llvm().parse_assembly(text)
+    module = _llvm().parse_assembly(text)
+    module.verify()  # code generation would end the process on an invalid module
+    return module
 
 
 class Engine:

@@ -1,0 +1,61 @@
+"""AVX-512 instructions that the formulas use on full registers of 512 bits."""
+
+from collections.abc import Sequence
+
+from graphkb.codegen.builder import Value, type_of
+from graphkb.codegen.vecmath.expression import Expr, in_registers
+
+_SUFFIX = {"float32": "ps.512", "float64": "pd.512"}
+_DEFAULT_ROUNDING = "i32 4"
+
+
+def _masked(args: Sequence[Expr], name: str, immediate: str = "") -> Expr:
+    """Call an intrinsic whose last operands are what masked-off lanes keep, a full mask and the rounding."""
+    b, dtype = args[0].b, args[0].dtype
+
+    def write(*operands: Value) -> Value:
+        kind, lanes = type_of(operands[0]), operands[0].lanes
+        full = f"llvm.x86.avx512.mask.{name}.{_SUFFIX[dtype]}"
+        extra = ", i32" if immediate else ""
+        types = ", ".join([kind] * len(operands)) + extra
+        b.declare(full, f"declare {kind} @{full}({types}, {kind}, i{lanes}, i32)")
+        listed = ", ".join(f"{kind} {v.name}" for v in operands) + immediate
+        call = f"call {kind} @{full}({listed}, {kind} poison, i{lanes} -1, {_DEFAULT_ROUNDING})"
+        return b.fresh(call, dtype, lanes)
+
+    return Expr(b, in_registers(b, [a.value for a in args], write))
+
+
+def scalef(x: Expr, exponent: Expr) -> Expr:
+    """x * 2^floor(exponent), rounded once, for any exponent."""
+    return _masked([x, exponent], "scalef")
+
+
+def getexp(x: Expr) -> Expr:
+    """floor(log2(|x|)) as a float, also of denormals; -inf of 0, inf of inf, NaN of NaN."""
+    return _masked([x], "getexp")
+
+
+def getmant(x: Expr) -> Expr:
+    """The mantissa of x in [0.75, 1.5), also of denormals; NaN below zero, 1 of 0 and inf."""
+    return _masked([x], "getmant", ", i32 11")
+
+
+def table_lookup(index: Expr, table: Sequence[float], dtype: str) -> Expr:
+    """table[index mod len(table)], where the table fills one or two registers."""
+    b, lanes = index.b, index.lanes
+    bits = 32 if dtype == "float32" else 64
+    int_kind = f"<{lanes} x i{bits}>"
+    kind = f"<{lanes} x {'float' if bits == 32 else 'double'}>"
+    short = "ps" if bits == 32 else "pd"
+    first = b.const_vector(table[:lanes], dtype).name
+    if len(table) == lanes:
+        name = f"llvm.x86.avx512.permvar.{'sf' if bits == 32 else 'df'}.512"
+        b.declare(name, f"declare {kind} @{name}({kind}, {int_kind})")
+        text = f"call {kind} @{name}({kind} {first}, {int_kind} {index.value.name})"
+        return Expr(b, b.fresh(text, dtype, lanes))
+    second = b.const_vector(table[lanes:], dtype).name
+    name = f"llvm.x86.avx512.vpermi2var.{short}.512"
+    b.declare(name, f"declare {kind} @{name}({kind}, {int_kind}, {kind})")
+    text = f"call {kind} @{name}({kind} {first}, {int_kind} {index.value.name}, {kind} {second})"
+    return Expr(b, b.fresh(text, dtype, lanes))

@@ -1,0 +1,214 @@
+"""Derives the coefficients of the vector math: `python -m graphkb.codegen.vecmath.fit` rewrites coefficients.py.
+
+Each row below names a polynomial, the function and interval it approximates, and its powers. A development tool: it
+needs mpmath.
+"""
+
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpmath import mp, mpf
+
+from graphkb.codegen.vecmath.remez import DIGITS, fit_polynomial, fit_rational
+
+Function = Callable[[Any], Any]
+
+
+def single(x: Any) -> float:
+    """The nearest float32."""
+    return float(struct.unpack("<f", struct.pack("<f", float(x)))[0])
+
+
+ROUNDINGS: dict[str, Callable[[Any], float]] = {"float32": single, "float64": float}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One polynomial, or with `bottom` a ratio of two.
+
+    Attributes:
+        name: the key in the table, together with `dtype`.
+        dtype: of the coefficients.
+        function: what is approximated.
+        low: lower end of the interval.
+        high: upper end.
+        powers: the exponents, or the degree of a numerator.
+        bottom: the degree of the denominator; 0 for a polynomial.
+        weight: factor of the error; None asks for the least relative error.
+        fixed: coefficients that are given, by exponent.
+    """
+
+    name: str
+    dtype: str
+    function: Function
+    low: Any
+    high: Any
+    powers: Sequence[int]
+    bottom: int = 0
+    weight: Function | None = None
+    fixed: tuple[tuple[int, float], ...] = ()
+
+    def run(self) -> tuple[list[float], float]:
+        """The coefficients, those of a denominator last, and the largest weighted error."""
+        # float32 powers are computed in float64
+        rounding = float if self.name == "pow" else ROUNDINGS[self.dtype]
+        with mp.workdps(DIGITS):
+            if self.bottom:
+                top, below, worst = fit_rational(
+                    self.function, self.low, self.high, self.powers[-1], self.bottom, rounding
+                )
+                return top + below, worst
+            return fit_polynomial(
+                self.function, self.low, self.high, self.powers, rounding, self.weight, dict(self.fixed)
+            )
+
+
+mp.dps = DIGITS
+_HALF_LN2 = mp.log(2) / 2 * mpf("1.0002")
+_QUARTER_PI = mp.pi / 4 * mpf("1.0002")
+_TINY = mpf(10) ** -18
+
+
+def _log_ratio(z: Any) -> Any:
+    """(log((1 + s) / (1 - s)) - 2 s) / s³ with z = s²"""
+    s = mp.sqrt(z)
+    return (2 * mp.atanh(s) - 2 * s) / s**3
+
+
+def _log2_ratio(z: Any) -> Any:
+    """log2((1 + s) / (1 - s)) / s with z = s²"""
+    s = mp.sqrt(z)
+    return 2 * mp.atanh(s) / s / mp.log(2)
+
+
+def _log_ratio_5(z: Any) -> Any:
+    """(log((1 + s) / (1 - s)) - 2 s - 2 s³ / 3) / s⁵ with z = s²"""
+    if z < mpf(10) ** -8:
+        return mpf(2) / 5 + 2 * z / 7 + 2 * z * z / 9
+    s = mp.sqrt(z)
+    return (2 * mp.atanh(s) - 2 * s - 2 * s**3 / 3) / s**5
+
+
+def _of_square(function: Function, power: int, *leading: Any) -> Function:
+    """(f(x) - leading terms) / x^power as a function of z = x²; the terms go up in steps of two."""
+
+    def inside(z: Any) -> Any:
+        x = mp.sqrt(z)
+        start = power - 2 * len(leading)
+        return (function(x) - sum(c * x ** (start + 2 * i) for i, c in enumerate(leading))) / x**power
+
+    return inside
+
+
+_FAR = mpf(1)
+
+
+def _erf_ratio(z: Any) -> Any:
+    """erf(x) / x - 1 with z = x²"""
+    x = mp.sqrt(z)
+    return mp.erf(x) / x - 1
+
+
+def _erf_weight(z: Any) -> Any:
+    return 1 / (1 + _erf_ratio(z))
+
+
+def _log_erfc(u: Any) -> Any:
+    return mp.log(mp.erfc(u + _FAR))
+
+
+def _erfcx(k: float) -> Function:
+    """e^(x²) erfc(x) at x = k (1 + t) / (1 - t)"""
+
+    def inside(t: Any) -> Any:
+        x = k * (1 + t) / (1 - t)
+        return mp.exp(x * x) * mp.erfc(x)
+
+    return inside
+
+
+FITS: tuple[Fit, ...] = (
+    # e^r on a half octave around 0
+    Fit("exp", "float32", mp.exp, -_HALF_LN2, _HALF_LN2, range(7), fixed=((0, 1.0), (1, 1.0))),
+    Fit("exp", "float64", mp.exp, -_HALF_LN2, _HALF_LN2, range(12), fixed=((0, 1.0), (1, 1.0))),
+    Fit("expm1", "float32", mp.expm1, -_HALF_LN2, _HALF_LN2, range(1, 8), fixed=((1, 1.0), (2, 0.5))),
+    Fit("expm1", "float64", mp.expm1, -_HALF_LN2, _HALF_LN2, range(1, 13), fixed=((1, 1.0), (2, 0.5))),
+    Fit("exp2", "float32", lambda x: mpf(2) ** x, -0.501, 0.501, range(7), fixed=((0, 1.0),)),
+    Fit("exp2", "float64", lambda x: mpf(2) ** x, -0.501, 0.501, range(13), fixed=((0, 1.0),)),
+    Fit("sinh", "float32", _of_square(mp.sinh, 1), _TINY, 1.01, range(4), fixed=((0, 1.0),)),
+    Fit("sinh", "float64", _of_square(mp.sinh, 1), _TINY, 1.01, range(8), fixed=((0, 1.0),)),
+    # log(1 + f) = f - f² / 2 + f³ Q(f) where the mantissa is 1 + f
+    Fit("log", "float32", mp.log1p, -0.25, 0.5, range(1, 11), fixed=((1, 1.0), (2, -0.5))),
+    # log(1 + f) = f - f²/2 + s (f²/2 + s² R(s²)) with s = f / (2 + f)
+    Fit("log", "float64", _log_ratio, _TINY, mpf("0.0401"), range(7)),
+    # on a quarter turn around 0, z = x²
+    Fit("sin", "float32", _of_square(mp.sin, 1), _TINY, _QUARTER_PI**2, range(4), fixed=((0, 1.0),)),
+    Fit("sin", "float64", _of_square(mp.sin, 1), _TINY, _QUARTER_PI**2, range(7), fixed=((0, 1.0),)),
+    Fit(
+        "cos", "float32", _of_square(mp.cos, 0), _TINY, _QUARTER_PI**2, range(5), fixed=((0, 1.0), (1, -0.5))
+    ),
+    Fit(
+        "cos", "float64", _of_square(mp.cos, 0), _TINY, _QUARTER_PI**2, range(8), fixed=((0, 1.0), (1, -0.5))
+    ),
+    # tan(x) / x on the same interval
+    Fit("tan", "float32", _of_square(mp.tan, 1), _TINY, _QUARTER_PI**2, range(7), fixed=((0, 1.0),)),
+    Fit("tan", "float64", _of_square(mp.tan, 1), _TINY, _QUARTER_PI**2, range(15), fixed=((0, 1.0),)),
+    # asin(x) / x up to 1/2, z = x²
+    Fit("asin", "float32", _of_square(mp.asin, 1), _TINY, 0.2501, range(6), fixed=((0, 1.0),)),
+    Fit("asin", "float64", _of_square(mp.asin, 1), _TINY, 0.2501, range(14), fixed=((0, 1.0),)),
+    # atan(x) / x up to tan(pi / 8), z = x²
+    Fit("atan", "float32", _of_square(mp.atan, 1), _TINY, 0.1717, range(6), fixed=((0, 1.0),)),
+    Fit("atan", "float64", _of_square(mp.atan, 1), _TINY, 0.1717, range(12), fixed=((0, 1.0),)),
+    # log2((1 + s) / (1 - s)) / s, z = s²; and (log((1 + s) / (1 - s)) - 2 s - 2 s³ / 3) / s⁵
+    Fit("pow", "float32", _log2_ratio, _TINY, mpf("0.0401"), range(7)),
+    Fit("pow", "float64", _log_ratio_5, _TINY, mpf("0.0401"), range(8)),
+    Fit("cbrt", "float32", lambda f: mp.cbrt(1 + f), -0.25, 0.5, range(6)),
+    Fit("cbrt", "float64", lambda f: mp.cbrt(1 + f), -0.25, 0.5, range(10)),
+    # erf(x) / x - 1 up to 1, z = x²
+    Fit("erf", "float32", _erf_ratio, _TINY, 1.001, range(7), weight=_erf_weight),
+    Fit("erf", "float64", _erf_ratio, _TINY, 1.001, range(14), weight=_erf_weight),
+    # log(erfc(1 + u)); its error counts by the size of erfc
+    Fit("erf_far", "float32", _log_erfc, -0.001, 2.93, range(9), weight=lambda u: mp.erfc(u + _FAR)),
+    # e^(x²) erfc(x) as a function of t = (x - k) / (x + k)
+    Fit("erfc", "float32", _erfcx(3.0), -1, mpf("0.5421"), range(11)),
+    Fit("erfc", "float64", _erfcx(4.0), -1, mpf("0.7446"), range(25)),
+)
+
+
+def render(rows: Sequence[tuple[Fit, list[float], float]]) -> str:
+    """The text of coefficients.py."""
+    lines = [
+        '"""Coefficients of the vector math; written by `python -m graphkb.codegen.vecmath.fit`, not by hand."""',
+        "",
+        "# Keys are a name and a dtype; the comment gives the largest weighted error as a power of two.",
+        "COEFFICIENTS: dict[tuple[str, str], tuple[float, ...]] = {",
+    ]
+    for fit, values, worst in rows:
+        lines.append(f'    ("{fit.name}", "{fit.dtype}"): (  # 2^{float(mp.log(worst, 2)):.2f}')
+        lines += [f"        {value!r}," for value in values]
+        lines.append("    ),")
+    return "\n".join([*lines, "}", ""])
+
+
+def main() -> None:
+    """Fit everything, or only check that the file is current with `--check`."""
+    path = Path(__file__).with_name("coefficients.py")
+    rows = []
+    for fit in FITS:
+        values, worst = fit.run()
+        print(f"{fit.name:12} {fit.dtype} 2^{float(mp.log(worst, 2)):.2f}")
+        rows.append((fit, values, worst))
+    text = render(rows)
+    if "--check" in sys.argv[1:]:
+        if path.read_text() != text:
+            sys.exit("coefficients.py is not what fit.py produces: run it without --check")
+        return
+    path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
