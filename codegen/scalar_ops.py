@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from graphkb.codegen.builder import Builder, Value
-from graphkb.codegen import vecmath
+from graphkb.codegen.vecmath import VECTOR_MATH
 
-VECTOR_MATH: dict[str, Callable[..., Value]] = getattr(vecmath, "VECTOR_MATH", {})
 Emit = Callable[..., Value]
 
 
