@@ -208,7 +208,7 @@ def in_registers(b: Builder, args: Sequence[Value], compute: Callable[..., Value
     parts = -(-lanes // native)
     while parts & (parts - 1):
         parts += 1
-    done = []
+    done: list[Value] = []
     for k in range(parts):
         picks = [min(i, lanes - 1) for i in range(k * native, (k + 1) * native)]
         done.append(
