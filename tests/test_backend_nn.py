@@ -14,7 +14,7 @@ X = RNG.normal(size=(4, 3)) * 3
 
 # ---------------------------------------------------------------------------------------------- activations
 def relu(x, alpha=0.0, max_value=None, threshold=0.0):
-    upper = x if max_value is None else np.minimum(x, max_value)
+    upper = x if max_value is None else np.clip(x, 0, max_value)
     return np.where(x >= threshold, upper, alpha * (x - threshold))
 
 
@@ -122,7 +122,7 @@ def test_bias_add(rank):
         wide = (1, first) + (1,) * (rank - 2)
         check(lambda x, b: K.bias_add(x, b, "channels_first"), lambda x, b: x + b.reshape(wide), x, b)
         b = RNG.normal(size=(*x.shape[2:], first))
-        check(lambda x, b: K.bias_add(x, b, "channels_first"), lambda x, b: x + np.moveaxis(b, -1, 0), x, b)
+        check(lambda x, b: K.bias_add(x, b, "channels_first"), lambda x, b: x + b.reshape(first, *b.shape[:-1]), x, b)
 
 
 def test_bias_add_errors():

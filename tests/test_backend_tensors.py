@@ -104,7 +104,7 @@ def test_binary_operators(symbol, a, b):
         return op(*[next(xs) if isinstance(v, np.ndarray) else v for v in (a, b)])
 
     result = run(build, *tensors)
-    np.testing.assert_array_equal(result, op(a, b))
+    np.testing.assert_allclose(result, op(a, b), rtol=1e-14)
     assert result.dtype == (np.bool_ if symbol in "<=>=" else np.float64)
 
 

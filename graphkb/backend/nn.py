@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from graphkb.backend.config import normalize_data_format
+from graphkb.backend.math import maximum, minimum
 from graphkb.backend.promotion import Handle, as_node, float_node, pair, to_float
 from graphkb.backend.reductions import mean_node, normalize_axes, normalize_axis, shift_of, var_node
 from graphkb.backend.tensors import Tensor
@@ -26,6 +27,8 @@ def _is_number(value: Any, number: float) -> bool:
 
 def relu(x: Any, alpha: Any = 0.0, max_value: Any = None, threshold: float = 0.0) -> Tensor:
     """The rectifier: `max_value` above it, x between, alpha * (x - threshold) below the threshold.
+
+    As in Keras, a `max_value` also keeps the upper branch from going below 0 where the threshold is negative.
 
     Args:
         x: numbers of any shape.
@@ -46,19 +49,17 @@ def relu(x: Any, alpha: Any = 0.0, max_value: Any = None, threshold: float = 0.0
     flat, plain = _is_number(alpha, 0), _is_number(threshold, 0)
     if flat and plain:
         upper = Tensor(elementwise.relu(node))
-        return upper if max_value is None else _at_most(upper, max_value)
+        return upper if max_value is None else minimum(upper, max_value)
     x = Tensor(node)
-    upper = x if max_value is None else _at_most(x, max_value)
+    upper = x if max_value is None else minimum(x, max_value)
+    if max_value is not None and not plain:
+        upper = maximum(upper, 0)  # a threshold below 0 lets negative numbers through only where there is no bound
     if flat:
         lower, upper_node = pair(0, upper)
     else:
         lower, upper_node = pair((x if plain else x - threshold) * alpha, upper)
     above = x > 0 if plain else x >= threshold
     return Tensor(select(above.node, upper_node, lower))
-
-
-def _at_most(x: Tensor, bound: Any) -> Tensor:
-    return Tensor(elementwise.minimum(*pair(x, bound)))
 
 
 def elu(x: Any, alpha: Any = 1.0) -> Tensor:
@@ -325,7 +326,8 @@ def bias_add(x: Any, bias: Any, data_format: str | None = None) -> Tensor:
 
     Args:
         x: a tensor of rank 2 or more; the channels are its last axis, or its second one under "channels_first".
-        bias: a vector of channels, or a tensor of shape (positions…, channels) without the batch axis.
+        bias: a vector of channels, or a tensor of shape (positions…, channels) without the batch axis. Under
+            "channels_first" the latter is, as in Keras, reshaped (not transposed) to (channels, positions…).
         data_format: "channels_last" or "channels_first"; None takes `image_data_format()`. Matrices always have
             their channels last.
 
@@ -350,7 +352,7 @@ def bias_add(x: Any, bias: Any, data_format: str | None = None) -> Tensor:
         dims: tuple[Dim, ...] = (b.shape[0], *(1,) * (a.ndim - 2)) if first else b.shape
         b = shape.reshape(b, dims)
     elif first:
-        b = shape.transpose(b, (b.ndim - 1, *range(b.ndim - 1)))
+        b = shape.reshape(b, (b.shape[-1], *b.shape[:-1]))
     elementwise.broadcast_shapes("bias_add", a.shape, b.shape)
     return Tensor(make(elementwise.add, (a, b)))
 
