@@ -36,6 +36,8 @@ _BLOCK = 512
 _LONGEST_BLOCK = 768
 # The most work, in operations, that an epilogue may unroll over the registers of one tile.
 _UNROLLED_COST = 160
+# The most rows that a tile has.
+MOST_ROWS = 16
 # Row tiles that read a panel of B before copying it pays.
 _REREADS = 6
 
@@ -51,6 +53,7 @@ class Tiling:
         block: how many products run between additions to the partial sums.
         pack_a: A is copied, tile by tile, so that a tile's rows lie side by side.
         pack_b: each panel of B is copied so that its rows lie one after another.
+        overlap: the last tile may repeat rows or columns of the one before, so that all tiles share one code.
         in_registers: the epilogue runs on the accumulators' registers, else in a loop over the tile's memory.
         masks_b: the last columns of B can be loaded under a mask; else they are copied, with zeros behind.
         masks_c: the last columns of C, and all that the epilogue reads, can be accessed under a mask.
@@ -62,6 +65,7 @@ class Tiling:
     block: int
     pack_a: bool
     pack_b: bool
+    overlap: bool
     in_registers: bool
     masks_b: bool
     masks_c: bool
@@ -130,7 +134,7 @@ class Gemm:
     @property
     def in_place(self) -> set[int]:
         """The inputs whose memory C may take: each element is read only where C's is then written."""
-        return matching_loads(self.store) - {self.a.buffer.position, self.b.buffer.position}
+        return set() if self.tiling.overlap else replaceable(self.store, self.a, self.b)
 
     # ------------------------------------------------------------------ scratch
     @property
@@ -164,8 +168,7 @@ class Gemm:
         """Bytes of the partial sums of one panel of C."""
         if self.rounds in (0, 1):
             return 0
-        rows = (self.m.extent + self.tiling.rows - 1) // self.tiling.rows * self.tiling.rows
-        return self._bytes(rows * self.tiling.width)
+        return self._bytes((self.m.extent + MOST_ROWS) * self.tiling.width)
 
     @property
     def scratch(self) -> Dim:
@@ -289,6 +292,9 @@ def _tile(
     budget, widest = _registers(target)
     columns = -(-_length(n) // lanes)
     rows, vectors = _shape(_length(m), columns, budget, widest)
+    overlap = not replaceable(store, a, b)
+    if overlap and isinstance(m.extent, int):
+        rows = even_height(m.extent, rows)
     length = _length(k)
     block = _BLOCK
     if length <= _LONGEST_BLOCK:
@@ -309,7 +315,7 @@ def _tile(
     wide = not isinstance(across, int) or across * item >= 2048
     pack_a = single and (narrow or (wide and length >= 64 and columns > vectors)) and lanes > 1
     in_registers = _fits_registers(store, n, rows * vectors)
-    return Tiling(lanes, rows, vectors, block, pack_a, pack_b, in_registers, masks_b, masks_c)
+    return Tiling(lanes, rows, vectors, block, pack_a, pack_b, overlap, in_registers, masks_b, masks_c)
 
 
 def _registers(target: Target) -> tuple[int, int]:
@@ -351,9 +357,22 @@ def _fits_registers(store: Store, n: Var, registers: int) -> bool:
     return cost * registers <= _UNROLLED_COST
 
 
+def replaceable(store: Store, a: Load, b: Load) -> set[int]:
+    """The inputs that are read only where C is then written."""
+    return matching_loads(store) - {a.buffer.position, b.buffer.position}
+
+
+def even_height(rows: int, most: int) -> int:
+    """The height of tiles that cover some rows with the least work, no less than two thirds of the most."""
+    if rows <= most:
+        return rows
+    # Each tile costs a little beside its rows.
+    return min(range(most, -(-most * 2 // 3) - 1, -1), key=lambda h: -(-rows // h) * (h + 0.3))
+
+
 def rest_of(index: Affine, *inner: Var) -> Affine:
     """The part of an index that does not depend on the given variables."""
     return Affine(tuple([(v, f) for v, f in index.terms if v not in inner]), index.offset)
 
 
-__all__ = ["Gemm", "Tiling", "match_gemm", "rest_of"]
+__all__ = ["Gemm", "Tiling", "even_height", "match_gemm", "rest_of"]

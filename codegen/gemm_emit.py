@@ -6,11 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from graphkb.codegen.builder import ITEM_SIZES, Builder, Value
-from graphkb.codegen.gemm import Gemm, rest_of
-from graphkb.codegen.gemm_micro import Block, Micro, Panel, Rows
+from graphkb.codegen.builder_ops import mangled
+from graphkb.codegen.gemm import Gemm, even_height, rest_of
+from graphkb.codegen.gemm_micro import Block, Micro, Panel, Rows, Tile
 from graphkb.codegen.gemm_sizes import Size, SizeMath
 from graphkb.codegen.loops import Load, Var
 from graphkb.ir.dims import Symbol
+
+# How much more work than needed is better than another piece of code for the last columns.
+_REPEATED = 1.05
 
 
 def emit_gemm(b: Builder, kernel: Gemm) -> None:
@@ -28,12 +32,13 @@ def emit_gemm(b: Builder, kernel: Gemm) -> None:
 
 @dataclass(frozen=True)
 class _Tiles:
-    """Tiles of one height: `count` of them from row `first`; a clamped tile may be cut short."""
+    """Tiles of one height from row `first` to `end`; the last one may be cut short, or begin earlier to end there."""
 
     first: Size
     end: Size
     height: int
     clamped: bool = False
+    overlaps: bool = False
 
 
 class _Product:
@@ -77,13 +82,19 @@ class _Product:
         if t.pack_a:
             self._pack_a()
         n = self.size(kernel.n.extent)
+        if isinstance(n, int) and t.overlap and n >= t.width and n % t.width:
+            columns = -(-n // t.lanes)
+            if -(-columns // t.vectors) * t.vectors <= columns * _REPEATED:
+                math.loop(
+                    0, n, t.width, lambda at: self._panel(Panel(math.minimum(at, n - t.width), t.vectors)), "panel"
+                )
+                return
         whole = math.mul(math.div(n, t.width), t.width)
         math.loop(0, whole, t.width, lambda at: self._panel(Panel(at, t.vectors)), "panel")
         if isinstance(n, int) and isinstance(whole, int):
             rest = n - whole
             if rest:
-                vectors = -(-rest // t.lanes)
-                self._panel(self._edge(whole, vectors, rest))
+                self._panel(self._edge(whole, -(-rest // t.lanes), rest))
             return
 
         def edge(at: Size) -> None:
@@ -133,40 +144,39 @@ class _Product:
 
             def tile(at: Size, group: _Tiles = group) -> None:
                 left = math.sub(m, at) if group.clamped else None
+                row = math.minimum(at, math.sub(m, group.height)) if group.overlaps else at
                 if t.pack_a:
                     place = math.gep(base, math.add(shift, math.mul(at, block.length)), kernel.dtype)
                     a = Rows(place, group.height, kernel.dtype)
                 else:
                     step = self.size(kernel.a.index.factor(kernel.k))
-                    a = Rows(self._at(base, kernel.a, at, block.start), step, kernel.a.dtype)
-                self.micro.tile(panel, block, at, group.height, left, a, source)
+                    a = Rows(self._at(base, kernel.a, row, block.start), step, kernel.a.dtype)
+                self.micro.tile(panel, block, Tile(row, at, group.height, left), a, source)
 
             math.loop(group.first, group.end, group.height, tile, "row")
 
     def _padded(self, m: Size, rows: list[_Tiles]) -> Size:
         """The rows of A with those that the last tile adds."""
         height = self.tiling.rows
-        if not rows[-1].clamped:
+        if not any(group.clamped or group.overlaps for group in rows):
             return m
         return self.math.mul(self.math.div(self.math.add(m, height - 1), height), height)
 
     def _rows(self, panel: Panel) -> list[_Tiles]:
-        """The tiles of a panel: even heights where the rows are known, else a last one that is cut short."""
-        t, math = self.tiling, self.math
+        """The tiles of a panel.
+
+        Where rows may be computed twice, the last tile overlaps the one before. Else heights are even where the rows
+        are known, and the last tile is cut short where they are not.
+        """
+        t = self.tiling
         m, most = self.size(self.kernel.m.extent), t.rows
+        if not isinstance(m, int):
+            return self._unknown_rows(m)
         if not t.pack_a and panel.vectors < t.vectors:
             most = min(12, max(most, t.rows * t.vectors // panel.vectors))
-        if not isinstance(m, int):
-            most = t.rows
-            whole = math.mul(math.div(m, most), most)
-            single = math.compare("eq", math.sub(m, whole), 1)
-            one = math.select(single, m, whole)
-            rows = [_Tiles(0, whole, most)]
-            if most > 1 and not t.pack_a:
-                rows += [_Tiles(whole, one, 1), _Tiles(one, m, most, True)]
-            elif most > 1:
-                rows.append(_Tiles(whole, m, most, True))
-            return rows
+        if t.overlap:
+            height = t.rows if t.pack_a else even_height(m, most)
+            return [_Tiles(0, m, height, overlaps=m % height != 0)]
         count = -(-m // most)
         height = -(-m // count)
         tall = m - count * (height - 1)
@@ -174,6 +184,21 @@ class _Product:
         if tall < count:
             rows.append(_Tiles(tall * height, m, height - 1))
         return rows
+
+    def _unknown_rows(self, m: Value) -> list[_Tiles]:
+        t, math = self.tiling, self.math
+        if t.rows == 1:
+            return [_Tiles(0, m, 1)]
+        if t.overlap:
+            # What is left for the other tiles: all rows if there are too few for one whole tile.
+            whole = math.select(math.compare("ge", m, t.rows), m, 0)
+        else:
+            whole = math.mul(math.div(m, t.rows), t.rows)
+        if t.pack_a:
+            return [_Tiles(0, whole, t.rows, overlaps=t.overlap), _Tiles(whole, m, t.rows, clamped=True)]
+        one = math.select(math.compare("eq", math.sub(m, whole), 1), m, whole)
+        tail = [_Tiles(whole, one, 1), _Tiles(one, m, t.rows, clamped=True)]
+        return [_Tiles(0, whole, t.rows, overlaps=t.overlap), *tail]
 
     # ------------------------------------------------------------------ operands
     def _base(self, load: Load, *inner: Var) -> Value:
@@ -209,15 +234,15 @@ class _Product:
         elif along == 1 and lanes > 1:
             self._pack_transposed(panel, block, source, across)
         else:
-            self._pack_elements(panel, block, source, across, along)
+            self._pack_elements(panel, 0, block.length, source, across, along)
 
     def _pack_rows(self, panel: Panel, block: Block, source: Value, along: Size) -> None:
         b, math, kernel, lanes = self.b, self.math, self.kernel, self.tiling.lanes
         width = panel.vectors * lanes
 
         def row(at: Size) -> None:
-            start = math.gep(source, math.mul(at, along), kernel.b.dtype)
-            target = math.gep(self.packed_b, math.mul(at, width), kernel.dtype)
+            start = math.corner(source, math.mul(at, along), kernel.b.dtype)
+            target = math.corner(self.packed_b, math.mul(at, width), kernel.dtype)
             for j in range(panel.vectors):
                 last = panel.mask if j == panel.vectors - 1 else None
                 value = self.micro.load_vector(math.gep(start, j * lanes, kernel.b.dtype), kernel.b.dtype, last)
@@ -228,48 +253,35 @@ class _Product:
     def _pack_transposed(self, panel: Panel, block: Block, source: Value, across: Size) -> None:
         """Squares of a vector's length on either side turn over in registers."""
         b, math, kernel, lanes = self.b, self.math, self.kernel, self.tiling.lanes
-        width = panel.vectors * lanes
-        last = math.sub(panel.columns, 1) if panel.columns is not None else width - 1
+        dtype, width = kernel.b.dtype, panel.vectors * lanes
         whole = math.mul(math.div(block.length, lanes), lanes)
-        can_mask = b.target.can_mask(kernel.b.dtype)
+        ragged = not isinstance(block.length, int) or block.length != whole
+        masked = ragged and b.target.can_mask(dtype)
 
-        def square(start: Size, count: Size | None) -> None:
-            mask = None if count is None else b.lane_mask(math.value(count), lanes)
+        def square(start: Size) -> None:
+            left = math.minimum(math.sub(block.length, start), lanes)
+            mask = b.lane_mask(math.value(left), lanes) if masked else None
 
             def vector(j: Size) -> None:
+                corner = math.corner(source, math.add(math.mul(j, across), start), dtype)
                 rows = []
                 for i in range(lanes):
-                    column = math.add(j, i)
+                    column: Size = i
                     if panel.columns is not None:
-                        column = math.minimum(column, last)
-                    place = math.add(math.mul(column, across), start)
-                    address = math.gep(source, place, kernel.b.dtype)
-                    if mask is not None and not can_mask:
-                        rows.append(b.splat(b.cast(b.load(address, kernel.b.dtype), kernel.dtype), lanes))
-                    else:
-                        rows.append(self.micro.load_vector(address, kernel.b.dtype, mask))
-                target = math.gep(self.packed_b, math.add(math.mul(start, width), j), kernel.dtype)
-                if mask is not None and not can_mask:
-                    # One place of K at a time: lane 0 of each column side by side.
-                    column_values = b.undef(kernel.dtype, lanes)
-                    for i, value in enumerate(rows):
-                        column_values = b.insert(column_values, b.extract(value, 0), i)
-                    b.store(column_values, target)
-                    return
+                        column = math.minimum(i, math.sub(math.sub(panel.columns, 1), j))
+                    address = math.gep(corner, math.mul(column, across), dtype)
+                    rows.append(self.micro.load_vector(address, dtype, mask))
+                target = math.corner(self.packed_b, math.add(math.mul(start, width), j), kernel.dtype)
                 for i, value in enumerate(_transposed(b, rows)):
                     b.store(value, math.gep(target, i * width, kernel.dtype))
 
             math.loop(0, width, lanes, vector, "turn")
 
-        math.loop(0, whole, lanes, lambda at: square(at, None), "square")
-        if isinstance(block.length, int) and block.length == whole:
-            return
-        if can_mask:
-            math.loop(whole, block.length, lanes, lambda at: square(at, math.sub(block.length, at)), "square")
-        else:
-            math.loop(whole, block.length, 1, lambda at: square(at, 1), "square")
+        math.loop(0, block.length if masked else whole, lanes, square, "square")
+        if ragged and not masked:
+            self._pack_elements(panel, whole, block.length, source, across, 1)
 
-    def _pack_elements(self, panel: Panel, block: Block, source: Value, across: Size, along: Size) -> None:
+    def _pack_elements(self, panel: Panel, first: Size, end: Size, source: Value, across: Size, along: Size) -> None:
         b, math, kernel, lanes = self.b, self.math, self.kernel, self.tiling.lanes
         width = panel.vectors * lanes
         columns = width if panel.columns is None else panel.columns
@@ -287,7 +299,7 @@ class _Product:
 
             math.loop(0, columns, 1, element, "element")
 
-        math.loop(0, block.length, 1, row, "pack")
+        math.loop(first, end, 1, row, "pack")
 
     def _pack_a(self) -> None:
         """Copy A block by block of K and tile by tile: the rows of a tile lie side by side."""
@@ -305,7 +317,8 @@ class _Product:
                 def tile(at: Size, group: _Tiles = group) -> None:
                     place = math.add(math.mul(start, padded), math.mul(at, length))
                     target = math.gep(self.packed_a, place, kernel.dtype)
-                    source = self._at(base, kernel.a, at, start)
+                    row = math.minimum(at, math.sub(m, group.height)) if group.overlaps else at
+                    source = self._at(base, kernel.a, row, start)
                     self._pack_tile(source, target, group, math.sub(m, at), length, across, along)
 
                 math.loop(group.first, group.end, group.height, tile, "pack")
@@ -324,8 +337,8 @@ class _Product:
             mask = None if count == lanes else b.lane_mask(math.value(count), lanes)
 
         def column(at: Size) -> None:
-            start = math.gep(source, math.mul(at, along), dtype)
-            place = math.gep(target, math.mul(at, height), kernel.dtype)
+            start = math.corner(source, math.mul(at, along), dtype)
+            place = math.corner(target, math.mul(at, height), kernel.dtype)
             if vectors:
                 b.store(self.micro.load_vector(start, dtype, mask), place)
                 return
@@ -348,5 +361,7 @@ def _transposed(b: Builder, rows: list[Value]) -> list[Value]:
     while step < count:
         pairs = [(rows[i], rows[i + half]) for i in range(half)]
         rows = [v for x, y in pairs for v in (b.shuffle(x, y, low), b.shuffle(x, y, high))]
+        # Fences keep LLVM from searching for one shuffle that does the work of several, in vain and for long.
+        rows = [b.call(f"llvm.arithmetic.fence.{mangled(v)}", v.dtype, v.lanes, [v]) for v in rows]
         step *= 2
     return rows

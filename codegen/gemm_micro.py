@@ -47,6 +47,16 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Tile:
+    """Rows of C: the first, its place among the partial sums, how many are computed, and if fewer exist, how many."""
+
+    first: Size
+    slot: Size
+    height: int
+    left: Size | None = None
+
+
+@dataclass(frozen=True)
 class Rows:
     """The place of an operand's rows in memory: the first, the step to the next, and the dtype."""
 
@@ -72,7 +82,7 @@ class TileBody(Body):
             return super().address_of(buffer, index)
         key = (buffer.position, index)
         if key not in self.corners:
-            self.corners[key] = super().address_of(buffer, index)
+            self.corners[key] = self.b.fresh(f"freeze ptr {super().address_of(buffer, index).name}", "ptr")
         shift = self._shift(index)
         at = shift if isinstance(shift, int) else self.sizes.value(shift)
         return self.corners[key] if at == 0 else self.b.gep(self.corners[key], at, buffer.dtype)
@@ -119,19 +129,17 @@ class Micro:
         return self.b.cast(self.b.masked_load(address, dtype, mask), self.kernel.dtype)
 
     # ------------------------------------------------------------------ one tile
-    def tile(self, panel: Panel, block: Block, first: Size, height: int, left: Size | None, a: Rows, b: Rows) -> None:
+    def tile(self, panel: Panel, block: Block, tile: Tile, a: Rows, b: Rows) -> None:
         """The products of one block, added up in registers, then stored.
 
         Args:
             panel: the columns.
             block: the range of K.
-            first: the tile's first row of C.
-            height: how many rows are computed.
-            left: how many of them exist, None for all.
+            tile: the rows.
             a: element (first row, first k) of A, and the step along K.
             b: element (first k, first column) of B, and the step along K.
         """
-        math, height_range = self.math, range(height)
+        math, left, height_range = self.math, tile.left, range(tile.height)
         if self.tiling.pack_a:
             offsets: list[Size] = list(height_range)
         else:
@@ -139,17 +147,17 @@ class Micro:
             inside = [i if left is None else math.minimum(i, math.sub(left, 1)) for i in height_range]
             offsets = [math.mul(i, across) for i in inside]
         sums = self._multiply(panel, block, offsets, a, b)
-        sums = self._add_partial(panel, block, first, sums)
+        sums = self._add_partial(panel, block, tile, sums)
         if isinstance(block.last, bool):
             if block.last:
-                self._finish(panel, first, height, left, sums)
+                self._finish(panel, tile, sums)
             else:
-                self._set_aside(panel, first, sums)
+                self._set_aside(panel, tile, sums)
             return
         self.b.branch(
             block.last,
-            lambda: self._finish(panel, first, height, left, sums),
-            lambda: self._set_aside(panel, first, sums),
+            lambda: self._finish(panel, tile, sums),
+            lambda: self._set_aside(panel, tile, sums),
             hint="last",
         )
 
@@ -160,12 +168,13 @@ class Micro:
 
         def step(_: Value, at_a: Value, at_b: Value, *before: Value) -> list[Value]:
             row = []
+            corner_a, corner_b = math.corner(at_a, 0, a.dtype), math.corner(at_b, 0, b.dtype)
             for j in range(vectors):
                 mask = panel.mask if j == vectors - 1 and not self.packed(panel) else None
-                row.append(self.load_vector(math.gep(at_b, j * lanes, b.dtype), b.dtype, mask))
+                row.append(self.load_vector(math.gep(corner_b, j * lanes, b.dtype), b.dtype, mask))
             after: list[Value] = []
             for i, offset in enumerate(offsets):
-                element = out.cast(out.load(math.gep(at_a, offset, a.dtype), a.dtype), dtype)
+                element = out.cast(out.load(math.gep(corner_a, offset, a.dtype), a.dtype), dtype)
                 spread = out.splat(element, lanes)
                 after += [out.fma(spread, row[j], before[i * vectors + j]) for j in range(vectors)]
             return [math.gep(at_a, a.step, a.dtype), math.gep(at_b, b.step, b.dtype), *after]
@@ -179,19 +188,19 @@ class Micro:
         return self.tiling.pack_b or (panel.columns is not None and not self.tiling.masks_b)
 
     # ------------------------------------------------------------------ partial sums
-    def _partial(self, panel: Panel, first: Size, i: int, j: int) -> Value:
+    def _partial(self, panel: Panel, tile: Tile, count: int) -> list[Value]:
         width = panel.vectors * self.tiling.lanes
-        corner = self.math.gep(self.partial, self.math.mul(first, width), self.kernel.dtype)
-        return self.math.gep(corner, i * width + j * self.tiling.lanes, self.kernel.dtype)
+        corner = self.math.corner(self.partial, self.math.mul(tile.slot, width), self.kernel.dtype)
+        return [self.math.gep(corner, at * self.tiling.lanes, self.kernel.dtype) for at in range(count)]
 
-    def _add_partial(self, panel: Panel, block: Block, first: Size, sums: list[Value]) -> list[Value]:
+    def _add_partial(self, panel: Panel, block: Block, tile: Tile, sums: list[Value]) -> list[Value]:
         """The sums of this block and those before; adding whole blocks keeps rounding errors low."""
         b = self.b
         if block.first is True:
             return sums
 
         def add() -> list[Value]:
-            places = [self._partial(panel, first, *divmod(at, panel.vectors)) for at in range(len(sums))]
+            places = self._partial(panel, tile, len(sums))
             before = [b.load(place, self.kernel.dtype, self.tiling.lanes) for place in places]
             return [b.fadd(old, new) for old, new in zip(before, sums)]
 
@@ -199,20 +208,20 @@ class Micro:
             return add()
         return b.branch(block.first, lambda: sums, add, hint="first")
 
-    def _set_aside(self, panel: Panel, first: Size, sums: list[Value]) -> None:
-        for at, value in enumerate(sums):
-            self.b.store(value, self._partial(panel, first, *divmod(at, panel.vectors)))
+    def _set_aside(self, panel: Panel, tile: Tile, sums: list[Value]) -> None:
+        for value, place in zip(sums, self._partial(panel, tile, len(sums))):
+            self.b.store(value, place)
 
     # ------------------------------------------------------------------ the epilogue
-    def _finish(self, panel: Panel, first: Size, height: int, left: Size | None, sums: list[Value]) -> None:
+    def _finish(self, panel: Panel, tile: Tile, sums: list[Value]) -> None:
         kernel, body = self.kernel, self.body
-        body.vars[kernel.m] = self.math.value(first)
+        body.vars[kernel.m] = self.math.value(tile.first)
         body.vars[kernel.n] = self.math.value(panel.first)
         body.scopes.append({})
-        if self.tiling.in_registers and left is None and (panel.columns is None or self.tiling.masks_c):
-            self._store_registers(panel, height, sums)
+        if self.tiling.in_registers and tile.left is None and (panel.columns is None or self.tiling.masks_c):
+            self._store_registers(panel, tile.height, sums)
         else:
-            self._store_rows(panel, height, left, sums)
+            self._store_rows(panel, tile.height, tile.left, sums)
         body.scopes.pop()
 
     def _store_registers(self, panel: Panel, height: int, sums: list[Value]) -> None:
@@ -298,4 +307,4 @@ def _dependence(kernel: Gemm) -> dict[LoopExpr, frozenset[str]]:
     return found
 
 
-__all__ = ["Block", "Micro", "Panel", "Rows"]
+__all__ = ["Block", "Micro", "Panel", "Rows", "Tile"]

@@ -80,6 +80,14 @@ class SizeMath:
         """The address of an element."""
         return base if index == 0 else self.b.gep(base, index, dtype)
 
+    def corner(self, base: Value, index: Size, dtype: str) -> Value:
+        """The address of an element that others follow at known distances.
+
+        The freeze costs nothing when it runs. It hides from LLVM's search for common induction variables that the
+        others belong to the same loop, which would take long and find nothing better.
+        """
+        return self.b.fresh(f"freeze ptr {self.gep(base, index, dtype).name}", "ptr")
+
     def loop(self, begin: Size, end: Size, step: int, body: Callable[[Size], None], hint: str) -> None:
         """`for i in range(begin, end, step): body(i)`; a loop that runs once or never is none."""
         if isinstance(begin, int) and isinstance(end, int):
