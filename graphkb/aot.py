@@ -272,7 +272,7 @@ class Library:
             shape = (ctypes.c_int64 * max(1, len(dims)))()
             self._output_shape(ctypes.c_int32(i), *sizes, shape)
             outputs.append(np.empty(tuple(shape[: len(dims)]), dtype))
-        workspace = aligned_empty((int(self._workspace_size(*sizes)),), "uint8")
+        workspace = aligned_empty((max(1, int(self._workspace_size(*sizes))),), "uint8")
         pointers = [ctypes.c_void_p(a.ctypes.data) for a in (*arrays, *outputs)]
         memory = [] if self._state is None else [ctypes.c_void_p(self._state.ctypes.data)]
         arguments = (*pointers, *sizes, *memory, ctypes.c_void_p(workspace.ctypes.data))
