@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from graphkb.gradients import gradients
 from graphkb.ir.dims import Dim, Expr, Symbol, free_symbols, substitute, symbol
-from graphkb.ir.graph import Graph
+from graphkb.ir.graph import Graph, toposort
 from graphkb.ir.leaves import Constant, PlaceholderKey, VariableCell
 from graphkb.ir.node import Node, make
 from graphkb.ir.op import find_op
@@ -337,6 +337,16 @@ class _Builder:
         if node is not None and node.ndim <= 5 and int(np.prod(self.known(node))) <= MOST_ELEMENTS:
             self.values.append(node)
 
+    def run(self, steps: int) -> None:
+        for _ in range(self.draw(st.integers(1, 4), label="leaves")):
+            self.leaf()
+        for _ in range(steps):
+            count = len(self.values)
+            for _ in range(3):  # an instruction may find no operands that fit
+                self.step()
+                if len(self.values) > count:
+                    break
+
     def updates(self) -> tuple[tuple[VariableCell, Node], ...]:
         """New values for some variables, from values of their shapes."""
         made = []
@@ -348,15 +358,15 @@ class _Builder:
 
 
 @st.composite
-def programs(draw: Callable[..., Any], most_steps: int = 12) -> RandomProgram:
+def programs(draw: Callable[..., Any]) -> RandomProgram:
     """Programs of all dtypes, with updates, several outputs, and now and then the gradients of one of them."""
     builder = _Builder(draw, smooth=False)
-    for _ in range(draw(st.integers(1, 3), label="leaves")):
-        builder.leaf()
-    for _ in range(draw(st.integers(1, most_steps), label="steps")):
-        builder.step()
+    builder.run(draw(st.sampled_from([1, 2, 3, 5, 8, 11, 14, 17, 20]), label="steps"))
     values = list(reversed(builder.values))
-    outputs = [values[0], *draw(st.lists(st.sampled_from(values), max_size=2), label="outputs")]
+    # Whatever nothing else reads is an output, so that the whole program counts.
+    read = {i for v in toposort(values) for i in v.inputs}
+    unread = [v for v in dict.fromkeys(values) if v not in read]
+    outputs = [*unread, *draw(st.lists(st.sampled_from(values), max_size=2), label="outputs")]
     wrt = [v for v in builder.values if v.op.kind == "leaf" and v.dtype in FLOATS]
     if draw(st.booleans(), label="gradients") and wrt:
         outputs += [g for g in gradients(outputs, wrt) if g is not None]
@@ -365,15 +375,15 @@ def programs(draw: Callable[..., Any], most_steps: int = 12) -> RandomProgram:
 
 
 @st.composite
-def smooth_programs(draw: Callable[..., Any], most_steps: int = 8) -> RandomProgram:
+def smooth_programs(draw: Callable[..., Any]) -> RandomProgram:
     """Programs of float64 values whose only output is a scalar that varies smoothly almost everywhere."""
     builder = _Builder(draw, smooth=True)
-    for _ in range(draw(st.integers(1, 2), label="leaves")):
-        builder.leaf()
-    for _ in range(draw(st.integers(1, most_steps), label="steps")):
-        builder.step()
-    last = [v for v in builder.values if v.dtype == "float64"][-1]
-    total = reduce.reduce_sum(e.sin(last), tuple(range(last.ndim)))
+    builder.run(draw(st.sampled_from([1, 2, 3, 4, 6, 8, 10]), label="steps"))
+    read = {i for v in toposort(builder.values) for i in v.inputs}
+    unread = [v for v in dict.fromkeys(builder.values) if v not in read and v.dtype == "float64"]
+    total = leaf.constant(0.0)
+    for value in unread:
+        total = total + reduce.reduce_sum(e.sin(value), tuple(range(value.ndim)))
     graph = Graph(tuple(builder.inputs), (total,), (), "smooth")
     return RandomProgram(graph, builder.feeds, builder.sizes, builder.state)
 

@@ -45,7 +45,7 @@ def roots_of(program: RandomProgram, function: Function) -> list[Array]:
     return [*outputs, *values]
 
 
-@budget(150)
+@budget(250)
 @given(programs())
 def test_passes_keep_the_meaning(program: RandomProgram) -> None:
     note(program.code())
@@ -60,7 +60,7 @@ def test_passes_keep_the_meaning(program: RandomProgram) -> None:
     optimize(program.bound, PIPELINE, check)
 
 
-@budget(100)
+@budget(200)
 @given(programs())
 def test_sizes_may_be_bound_after_the_passes(program: RandomProgram) -> None:
     note(program.code())
@@ -73,7 +73,7 @@ def test_sizes_may_be_bound_after_the_passes(program: RandomProgram) -> None:
     expected.check(results, f"optimized before binding:\n{early}")
 
 
-@budget(60)
+@budget(150)
 @given(programs())
 def test_functions_compute_the_same(program: RandomProgram) -> None:
     note(program.code())
