@@ -28,7 +28,7 @@ class Constant:
         self.array = array
         self._key: tuple[Any, ...] | None = None
         if array.nbytes <= _SMALL:
-            self._key = (array.dtype.name, array.shape, array.tobytes())
+            self._key = (array.dtype, array.shape, array.tobytes())
         self._hash = hash(self._key) if self._key else id(array)
 
     def __eq__(self, other: object) -> bool:

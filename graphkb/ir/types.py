@@ -24,6 +24,8 @@ def dtype_name(dtype: object) -> str:
     """The name of a dtype given as a string, a NumPy dtype or a type; TypeError when it is not one of ours."""
     if isinstance(dtype, str) and dtype in NUMPY_DTYPE:
         return dtype
+    if isinstance(dtype, np.dtype) and dtype in _NAME_OF:  # `np.dtype.name` takes microseconds
+        return _NAME_OF[dtype]
     try:
         return _NAME_OF[np.dtype(dtype).newbyteorder("=")]  # type: ignore[call-overload]
     except (KeyError, TypeError):

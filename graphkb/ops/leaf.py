@@ -16,7 +16,7 @@ CONSTANT = define(
     "constant",
     kind="leaf",
     params=("value",),
-    infer=lambda value: TensorType(value.array.dtype.name, value.array.shape),
+    infer=lambda value: TensorType(dtype_name(value.array.dtype), value.array.shape),
     numpy=lambda value: value.array,
     doc="A value known when the graph is built.",
 )
