@@ -83,6 +83,9 @@ def test_inputs_that_are_no_placeholders():
     hidden = x * 3
     f = K.function([hidden], [hidden + 1])
     assert f([[[1, 2]]])[0].tolist() == [[2, 3]]
+    by_phase = K.in_train_phase(x * 2, x)
+    g = K.function([by_phase], [by_phase + 1])
+    assert g([[[1, 2]]])[0].tolist() == [[2, 3]]
 
 
 def test_function_errors():

@@ -220,7 +220,10 @@ def test_division_of_integers_gives_floatx():
 
 def test_a_number_beyond_all_dtypes():
     with pytest.raises(DTypeError, match=r"at most 64 bits"):
-        K.variable(1) + 2**70
+        K.variable(1, "int64") + 2**70
+    assert K.eval(K.variable(1) * 2**70) == 2.0**70
+    with pytest.raises(DTypeError, match=r"^an integer is too large for float32$"):
+        K.variable(1) * 10**400
 
 
 def test_an_array_is_taken_as_it_is_when_the_graph_is_built():

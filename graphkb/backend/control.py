@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from graphkb.ops import leaf, shape
 from graphkb.ops.elementwise import cast, select
 
 _phase: Tensor | int | None = None
-_placeholders: set[Node] = set()
+_placeholders: weakref.WeakSet[Node] = weakref.WeakSet()
 _phase_lock = threading.Lock()
 
 

@@ -50,6 +50,7 @@ def function(inputs: Sequence[Any], outputs: Any, updates: Sequence[Any] | None 
     """
     from graphkb.backend.single import SingleFunction
     from graphkb.runtime.function import Function
+    from graphkb.runtime.wiring import feed
 
     name = kwargs.pop("name", None)
     if kwargs:
@@ -70,7 +71,8 @@ def function(inputs: Sequence[Any], outputs: Any, updates: Sequence[Any] | None 
         unique_name("function") if name is None else str(name),
     )
     kind = SingleFunction if single else Function
-    made = kind(_in_test_phase(graph), after_updates=[_is_late(t) for t in results])
+    # What is handed in comes first: nothing below it is needed, no learning phase either.
+    made = kind(_in_test_phase(feed(graph)), after_updates=[_is_late(t) for t in results])
     _check_inputs(made)
     return made
 

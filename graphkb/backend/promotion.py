@@ -9,6 +9,7 @@ the tensor's dtype can not hold widens it.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from graphkb.ir.node import Node
 from graphkb.ir.types import FLOATS, INTEGERS, NUMPY_DTYPE, SIGNED, dtype_name
 from graphkb.ops import leaf, shape
 from graphkb.ops.elementwise import cast
+
+_PLAIN = frozenset((bool, int, float))
 
 
 class Handle:
@@ -63,8 +66,11 @@ def default_dtype(value: Any, array: Array) -> str:
 
 def constant(array: Array, dtype: str) -> Node:
     """A constant node; a float that is too large becomes infinite without a warning."""
-    with np.errstate(over="ignore"):
-        return leaf.constant(array.astype(NUMPY_DTYPE[dtype], copy=False))
+    try:
+        with np.errstate(over="ignore"):
+            return leaf.constant(array.astype(NUMPY_DTYPE[dtype], copy=False))
+    except OverflowError:
+        raise DTypeError(f"an integer is too large for {dtype}") from None
 
 
 def as_node(value: Any, dtype: str | None = None) -> Node:
@@ -141,6 +147,25 @@ def as_nodes(values: Any) -> list[Node]:
     return [cast(node, dtype) for node in nodes if node is not None]
 
 
+def _beside(value: float, node: Node) -> tuple[Node, Node] | None:
+    """A Python number and the tensor beside it in one dtype, quickly; None where it takes a closer look."""
+    dtype = node.type.dtype
+    fits = dtype in FLOATS or isinstance(value, bool)
+    if not fits and (isinstance(value, float) or dtype == "bool" or not 0 <= value < 128):
+        return None
+    key = (value.__class__, value, dtype)
+    made = _scalars.get(key)
+    if made is None:
+        made = constant(np.asarray(value), dtype)
+        if value:  # -0.0 and 0.0 are equal keys
+            _scalars[key] = made
+    return made, node
+
+
+# Graphs are full of the same few numbers.
+_scalars: weakref.WeakValueDictionary[tuple[type, float, str], Node] = weakref.WeakValueDictionary()
+
+
 def pair(a: Any, b: Any) -> tuple[Node, Node]:
     """Two operands as nodes of one dtype."""
     if isinstance(a, Handle) and isinstance(b, Handle):
@@ -149,6 +174,14 @@ def pair(a: Any, b: Any) -> tuple[Node, Node]:
             return x, y
         dtype = promote(x.dtype, y.dtype)
         return cast(x, dtype), cast(y, dtype)
+    if type(b) in _PLAIN and isinstance(a, Handle):
+        found = _beside(b, a.node)
+        if found is not None:
+            return found[1], found[0]
+    elif type(a) in _PLAIN and isinstance(b, Handle):
+        found = _beside(a, b.node)
+        if found is not None:
+            return found
     x, y = as_nodes((a, b))
     return x, y
 
