@@ -36,6 +36,11 @@ _BLOCK = 512
 _LONGEST_BLOCK = 768
 # The most work, in operations, that an epilogue may unroll over the registers of one tile.
 _UNROLLED_COST = 160
+# Rows up to which columns that lie along K stay as they are. Dots add up many products in one go if each column is
+# read once, fewer if the columns have to stay in the first-level cache for the next row.
+_FEW_ROWS = 8
+_LONG_DOT = 8192
+_SHORT_DOT = 400
 # The most rows that a tile has.
 MOST_ROWS = 16
 # Row tiles that read a panel of B before copying it pays.
@@ -54,6 +59,7 @@ class Tiling:
         pack_a: A is copied, tile by tile, so that a tile's rows lie side by side.
         pack_b: each panel of B is copied so that its rows lie one after another.
         overlap: the last tile may repeat rows or columns of the one before, so that all tiles share one code.
+        along_k: vectors run along K, and each row of C is a row of dot products.
         in_registers: the epilogue runs on the accumulators' registers, else in a loop over the tile's memory.
         masks_b: the last columns of B can be loaded under a mask; else they are copied, with zeros behind.
         masks_c: the last columns of C, and all that the epilogue reads, can be accessed under a mask.
@@ -66,6 +72,7 @@ class Tiling:
     pack_a: bool
     pack_b: bool
     overlap: bool
+    along_k: bool
     in_registers: bool
     masks_b: bool
     masks_c: bool
@@ -157,7 +164,7 @@ class Gemm:
     def packed_b(self) -> Dim:
         """Bytes of the copy of one panel of B; a whole number of vectors along K as well."""
         ragged = not isinstance(self.n.extent, int) or self.n.extent % self.tiling.lanes != 0
-        if not self.tiling.pack_b and (self.tiling.masks_b or not ragged):
+        if self.tiling.along_k or (not self.tiling.pack_b and (self.tiling.masks_b or not ragged)):
             return 0
         lanes = self.tiling.lanes
         rows = minimum((self.k.extent + lanes - 1) // lanes * lanes, (self.tiling.block + lanes - 1) // lanes * lanes)
@@ -296,12 +303,7 @@ def _tile(
     if overlap and isinstance(m.extent, int):
         rows = even_height(m.extent, rows)
     length = _length(k)
-    block = _BLOCK
-    if length <= _LONGEST_BLOCK:
-        block = max(length, 1)
-    elif isinstance(k.extent, int):
-        count = -(-length // _BLOCK)
-        block = -(-length // (count * lanes)) * lanes
+    block = _block_length(k, _BLOCK, _LONGEST_BLOCK, lanes)
     item = NUMPY_DTYPE[dtype].itemsize
     narrow = a.dtype == "float16"
     single = not segments
@@ -314,8 +316,32 @@ def _tile(
     across = a.index.factor(k)
     wide = not isinstance(across, int) or across * item >= 2048
     pack_a = single and (narrow or (wide and length >= 64 and columns > vectors)) and lanes > 1
+    along_k = _is_along_k(m, k, a, b, segments, lanes)
+    if along_k:
+        rows = vectors = 1
+        pack_a = pack_b = False
+        reread = _length(m) > 1
+        block = _block_length(k, _SHORT_DOT if reread else _LONG_DOT, _SHORT_DOT if reread else _LONG_DOT, lanes)
     in_registers = _fits_registers(store, n, rows * vectors)
-    return Tiling(lanes, rows, vectors, block, pack_a, pack_b, overlap, in_registers, masks_b, masks_c)
+    return Tiling(lanes, rows, vectors, block, pack_a, pack_b, overlap, along_k, in_registers, masks_b, masks_c)
+
+
+def _block_length(k: Var, usual: int, longest: int, lanes: int) -> int:
+    """Where to cut K: blocks of even lengths if it is known and long."""
+    length = _length(k)
+    if length <= longest:
+        return max(length, 1)
+    if not isinstance(k.extent, int):
+        return usual
+    count = -(-length // usual)
+    return -(-length // (count * lanes)) * lanes
+
+
+def _is_along_k(m: Var, k: Var, a: Load, b: Load, segments: Sequence[Var], lanes: int) -> bool:
+    """Whether few rows meet columns that lie along K: turning those over would not pay."""
+    if _length(m) > _FEW_ROWS or segments or lanes == 1 or _length(k) < lanes:
+        return False
+    return a.index.factor(k) == 1 and b.index.factor(k) == 1
 
 
 def _registers(target: Target) -> tuple[int, int]:

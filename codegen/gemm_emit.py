@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from graphkb.codegen.builder import ITEM_SIZES, Builder, Value
-from graphkb.codegen.builder_ops import mangled
 from graphkb.codegen.gemm import Gemm, even_height, rest_of
+from graphkb.codegen.gemm_dots import transposed
 from graphkb.codegen.gemm_micro import Block, Micro, Panel, Rows, Tile
 from graphkb.codegen.gemm_sizes import Size, SizeMath
 from graphkb.codegen.loops import Load, Var
@@ -272,7 +272,7 @@ class _Product:
                     address = math.gep(corner, math.mul(column, across), dtype)
                     rows.append(self.micro.load_vector(address, dtype, mask))
                 target = math.corner(self.packed_b, math.add(math.mul(start, width), j), kernel.dtype)
-                for i, value in enumerate(_transposed(b, rows)):
+                for i, value in enumerate(transposed(b, rows)):
                     b.store(value, math.gep(target, i * width, kernel.dtype))
 
             math.loop(0, width, lanes, vector, "turn")
@@ -348,20 +348,3 @@ class _Product:
                 b.store(b.cast(value, kernel.dtype), math.gep(place, i, kernel.dtype))
 
         math.loop(0, length, 1, column, "column")
-
-
-def _transposed(b: Builder, rows: list[Value]) -> list[Value]:
-    """The columns of a square of vectors, whose side is a power of 2: pairs interleave again and again."""
-    count = len(rows)
-    lanes = rows[0].lanes
-    low = [lane for i in range(lanes // 2) for lane in (i, lanes + i)]
-    high = [lane for i in range(lanes // 2, lanes) for lane in (i, lanes + i)]
-    half = count // 2
-    step = 1
-    while step < count:
-        pairs = [(rows[i], rows[i + half]) for i in range(half)]
-        rows = [v for x, y in pairs for v in (b.shuffle(x, y, low), b.shuffle(x, y, high))]
-        # Fences keep LLVM from searching for one shuffle that does the work of several, in vain and for long.
-        rows = [b.call(f"llvm.arithmetic.fence.{mangled(v)}", v.dtype, v.lanes, [v]) for v in rows]
-        step *= 2
-    return rows

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from graphkb.codegen.builder import ITEM_SIZES, Builder, Value
 from graphkb.codegen.emit import Body
 from graphkb.codegen.gemm import Gemm
+from graphkb.codegen.gemm_dots import dot_products
 from graphkb.codegen.gemm_sizes import Size, SizeMath, Truth
 from graphkb.codegen.loops import (
     Affine,
@@ -139,14 +140,10 @@ class Micro:
             a: element (first row, first k) of A, and the step along K.
             b: element (first k, first column) of B, and the step along K.
         """
-        math, left, height_range = self.math, tile.left, range(tile.height)
-        if self.tiling.pack_a:
-            offsets: list[Size] = list(height_range)
+        if self.tiling.along_k:
+            sums = [self._dots(panel, block, a, b)]
         else:
-            across = self.size(self.kernel.a.index.factor(self.kernel.m))
-            inside = [i if left is None else math.minimum(i, math.sub(left, 1)) for i in height_range]
-            offsets = [math.mul(i, across) for i in inside]
-        sums = self._multiply(panel, block, offsets, a, b)
+            sums = self._multiply(panel, block, self._row_offsets(tile), a, b)
         sums = self._add_partial(panel, block, tile, sums)
         if isinstance(block.last, bool):
             if block.last:
@@ -160,6 +157,29 @@ class Micro:
             lambda: self._set_aside(panel, tile, sums),
             hint="last",
         )
+
+    def _dots(self, panel: Panel, block: Block, a: Rows, b: Rows) -> Value:
+        """The sums of one block for one row, both operands of which lie along K."""
+        across = self.size(self.kernel.b.index.factor(self.kernel.n))
+        lanes = range(self.tiling.lanes)
+        columns: list[Size] = list(lanes)
+        if panel.columns is not None:
+            # Lanes without a column repeat the last one; they are not stored.
+            columns = [self.math.minimum(j, self.math.sub(panel.columns, 1)) for j in lanes]
+        row, column = (
+            (x.address, x.dtype, lambda at, mask, dtype=x.dtype: self.load_vector(at, dtype, mask)) for x in (a, b)
+        )
+        offsets = [self.math.mul(j, across) for j in columns]
+        return dot_products(self.b, self.math, block.length, self.kernel.dtype, row, column, offsets)
+
+    def _row_offsets(self, tile: Tile) -> list[Size]:
+        """How far the tile's rows of A lie behind the first."""
+        math, left, height_range = self.math, tile.left, range(tile.height)
+        if self.tiling.pack_a:
+            return list(height_range)
+        across = self.size(self.kernel.a.index.factor(self.kernel.m))
+        inside = [i if left is None else math.minimum(i, math.sub(left, 1)) for i in height_range]
+        return [math.mul(i, across) for i in inside]
 
     def _multiply(self, panel: Panel, block: Block, offsets: list[Size], a: Rows, b: Rows) -> list[Value]:
         """The sums of one block."""
@@ -185,6 +205,8 @@ class Micro:
 
     def packed(self, panel: Panel) -> bool:
         """Whether the panel's columns of B are copied."""
+        if self.tiling.along_k:
+            return False
         return self.tiling.pack_b or (panel.columns is not None and not self.tiling.masks_b)
 
     # ------------------------------------------------------------------ partial sums
