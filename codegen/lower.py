@@ -50,9 +50,9 @@ def lower(body: Graph, name: str, target: Target) -> NativeKernel:
     out = Buffer(len(buffers), "out", root.dtype, root.type.size, written=True)
     named = dict(zip(body.inputs, buffers))
     origins = tuple(dict.fromkeys(n.origin for n in body.nodes if n.origin is not None))
-    if any(n.op.name == "dot" for n in body.nodes) and not rows_of(body):
+    if any(is_matrix_product(n) for n in body.nodes) and not rows_of(body):
         return _lower_product(root, name, named, out, origins, target)
-    if root.op.name == "pad" and root not in named:
+    if root.op.name in ("pad", "pad_value") and root not in named:
         statements = _lower_pad(root, named, out, target)
     elif root.op.name == "concatenate" and root not in named:
         statements = _lower_concatenate(root, named, out, target)
@@ -61,6 +61,11 @@ def lower(body: Graph, name: str, target: Target) -> NativeKernel:
     else:
         statements = _lower_nest(root, named, out, Affine(), strides(root.shape), target)
     return Kernel(name, (*buffers, out), tuple(statements), origins)
+
+
+def is_matrix_product(node: Node) -> bool:
+    """Whether a sum of products may be a matrix kernel; groups of channels are too small for one."""
+    return node.op.name == "dot" or (node.op.name == "conv" and node.ndim == len(node.attrs["strides"]) + 2)
 
 
 def rows_of(body: Graph) -> bool:
@@ -110,13 +115,13 @@ def lower_rows(body: Graph, named: dict[Node, Buffer], out: Buffer, target: Targ
 def _lower_pad(root: Node, named: dict[Node, Buffer], out: Buffer, target: Target) -> list[Stmt]:
     (x,) = root.inputs
     var = Var("z", root.type.size)
-    zero = Const(False if root.dtype == "bool" else 0, root.dtype)
-    fill = schedule_map([var], [Store(out, affine(var), zero)], target)
+    value = Const(root.attrs.get("value", False if root.dtype == "bool" else 0), root.dtype)
+    fill = schedule_map([var], [Store(out, affine(var), value)], target)
     steps = strides(root.shape)
     offset: Dim = 0
     for start, step in zip(root.attrs["starts"], steps):
         offset = offset + start * step
-    scaled = tuple([s * step for s, step in zip(steps, root.attrs["steps"])])
+    scaled = tuple([s * step for s, step in zip(steps, root.attrs.get("steps", (1,) * root.ndim))])
     return [*fill, *_lower_nest(x, named, out, Affine((), offset), scaled, target)]
 
 

@@ -24,6 +24,8 @@ from graphkb.ir.node import Node
 
 # Reductions that a Reduce statement can express, with the name of their accumulator's operation.
 REDUCTIONS = {"sum", "prod", "max", "min", "any", "all", "argmax", "argmin"}
+# Reductions over sliding windows, with the name of their accumulator's operation.
+WINDOWS = {"window_sum": "sum", "window_max": "max", "window_argmax": "argmax"}
 
 
 def strides(shape: Shape) -> tuple[Dim, ...]:
@@ -109,6 +111,10 @@ class Reader:
                 return self._reduce(node, index)
             case "dot":
                 return self._dot(node, index)
+            case "conv":
+                return self._conv(node, index)
+            case name if name in WINDOWS:
+                return self._window(node, index)
             case name if node.op.kind == "elementwise":
                 args = tuple([self.read(x, _broadcast(x, node, index)) for x in node.inputs])
                 return Apply(name, args, node.dtype)
@@ -132,9 +138,42 @@ class Reader:
         for axis in range(y.ndim):
             if axis not in batch_y and axis not in contract_y:
                 right[axis] = next(rest)
+        return self._sum_of_products(node, reduced, tuple(left), tuple(right))
+
+    def _conv(self, node: Node, index: tuple[Affine, ...]) -> LoopExpr:
+        """A convolution as a sum over taps and channels: element p of the result reads p * stride + t * dilation."""
+        x, kernel = node.inputs
+        strides, dilations = node.attrs["strides"], node.attrs["dilations"]
+        n = len(strides)
+        taps = [Var(f"r{i}", size) for i, size in enumerate(kernel.shape[:n])]
+        channel = Var(f"r{n}", x.shape[-1])
+        groups = index[n + 1 : -1]
+        places = [
+            p.scaled(s).plus(along(t).scaled(d)) for p, s, t, d in zip(index[1 : n + 1], strides, taps, dilations)
+        ]
+        left = (index[0], *places, *groups, along(channel))
+        right = (*map(along, taps), *groups, along(channel), index[-1])
+        return self._sum_of_products(node, [*taps, channel], left, right)
+
+    def _sum_of_products(
+        self, node: Node, reduced: list[Var], left: tuple[Affine, ...], right: tuple[Affine, ...]
+    ) -> LoopExpr:
+        """The sum over `reduced` of the first operand at one index times the second at another."""
         wide = _accumulator_dtype(node.dtype, "sum")
-        args = tuple([_as(self.read(n, tuple(i)), wide) for n, i in ((x, left), (y, right))])
+        args = tuple([_as(self.read(n, i), wide) for n, i in zip(node.inputs, (left, right))])
         return self._begin(Accumulator("acc", "sum", wide), reduced, Apply("mul", args, wide), None, node.dtype)
+
+    def _window(self, node: Node, index: tuple[Affine, ...]) -> LoopExpr:
+        """A reduction over the cells of a window, numbered in row-major order."""
+        (x,) = node.inputs
+        window = node.attrs["window"]
+        op = WINDOWS[node.op.name]
+        reduced = [Var(f"r{axis}", size) for axis, size in enumerate(window)]
+        inner = [p.scaled(s).plus(along(c)) for p, s, c in zip(index, node.attrs["strides"], reduced)]
+        dtype = _accumulator_dtype(x.dtype, op)
+        position = linear(window, tuple(map(along, reduced))) if op == "argmax" else None
+        value = _as(self.read(x, tuple(inner)), dtype)
+        return self._begin(Accumulator("acc", op, dtype), reduced, value, position, node.dtype)
 
     def _begin(
         self, accumulator: Accumulator, reduced: list[Var], value: LoopExpr, position: Affine | None, dtype: str

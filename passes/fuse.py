@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from graphkb.ir.dims import Dim
+from graphkb.ir.dims import Dim, product
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node, remake
 from graphkb.ir.origin import set_override
@@ -25,8 +25,12 @@ from graphkb.passes.row_axes import (
 AFFINE_VIEWS = {"transpose", "broadcast_to", "broadcast_like", "slice", "stop_gradient"}
 # Reductions that kernels know; `unbroadcast` has become a sum by now.
 REDUCTIONS = {"sum", "prod", "max", "min", "any", "all", "argmax", "argmin"}
+# Sums of products, which read their operands many times.
+PRODUCTS = {"dot", "conv"}
+# Reductions over sliding windows.
+WINDOWS = {"window_sum", "window_max", "window_argmax"}
 # Ops that only begin a kernel, as several nests that each write a part.
-SCATTERED = {"pad", "concatenate"}
+SCATTERED = {"pad", "pad_value", "concatenate"}
 # Rows up to this length are reduced several times in one kernel; longer ones would leave the cache in between.
 LONGEST_ROW = 65536
 # Leaves without memory of their own, which kernels compute.
@@ -75,7 +79,7 @@ def is_inner(node: Node) -> bool:
 
 def is_core(node: Node) -> bool:
     """Whether a node is the one reduction or product of its kernel."""
-    return node.op.name in REDUCTIONS or node.op.name == "dot"
+    return node.op.name in REDUCTIONS or node.op.name in PRODUCTS or node.op.name in WINDOWS
 
 
 def is_native(node: Node) -> bool:
@@ -153,7 +157,7 @@ class _Groups:
     def _begin_core(self, core: Node, group: _Group) -> None:
         """Note the first reduction of a kernel, and the rows that others may share."""
         group.core = core
-        if core.op.name == "dot" or not reduces_last_axis(core):
+        if core.op.name in PRODUCTS or not reduces_last_axis(core):
             return
         columns, axes = core.inputs[0].shape[-1], row_axes(group.axes[core])
         if not isinstance(columns, int) or columns > LONGEST_ROW:
@@ -168,6 +172,8 @@ class _Groups:
         """How often one member reads another."""
         if user.op.name in SCATTERED:
             return node.type.size
+        if user.op.name in WINDOWS:
+            return product((user.type.size, *user.attrs["window"]))
         return user.inputs[0].type.size if is_core(user) else group.rounds[user]
 
     def _rounds(self, node: Node, group: _Group) -> Dim:
@@ -196,7 +202,7 @@ class _Groups:
         if any(len(g.rounds) >= self.most_nodes for g in groups):
             return False
         # The operands of a product are read many times, so they stand in memory.
-        if any(user.op.name == "dot" for user in self.users[node]):
+        if any(user.op.name in PRODUCTS for user in self.users[node]):
             return False
         if is_core(node):
             return len(groups) == 1 and self._core_joins(node, groups[0])
@@ -215,7 +221,7 @@ class _Groups:
             return False
         if group.core is None and len(self.users[core]) == 1 and self._rounds(core, group) == core.type.size:
             return True
-        if core.op.name in ("dot", "argmax", "argmin") or not reduces_last_axis(core):
+        if core.op.name in (*PRODUCTS, "argmax", "argmin") or not reduces_last_axis(core):
             return False
         trial = _Group(group.root, group.core, group.rows, dict(group.rounds), dict(group.axes))
         trial.axes[core] = self._axes(core, group)

@@ -65,6 +65,10 @@ def _meetings(node: Node) -> Iterator[tuple[Dim, Dim]]:
             x, y = node.inputs
             yield from ((x.shape[a], y.shape[b]) for a, b in zip(attrs["batch_x"], attrs["batch_y"]))
             yield from ((x.shape[a], y.shape[b]) for a, b in zip(attrs["contract_x"], attrs["contract_y"]))
+        case "conv":
+            x, kernel = node.inputs
+            n = len(attrs["strides"])
+            yield from ((x.shape[-1], kernel.shape[-2]), *zip(x.shape[n + 1 : -1], kernel.shape[n:-2]))
         case "concatenate":
             for operand in node.inputs[1:]:
                 pairs = enumerate(zip(node.inputs[0].shape, operand.shape))

@@ -1,5 +1,5 @@
 """The op records by family. Importing this package defines every op."""
 
-from graphkb.ops import elementwise, fused, index, leaf, linalg, reduce, shape
+from graphkb.ops import conv, elementwise, fused, index, leaf, linalg, reduce, shape, window
 
-__all__ = ["elementwise", "fused", "index", "leaf", "linalg", "reduce", "shape"]
+__all__ = ["conv", "elementwise", "fused", "index", "leaf", "linalg", "reduce", "shape", "window"]

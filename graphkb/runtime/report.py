@@ -127,8 +127,13 @@ def _flops(node: Node) -> int:
         match inner.op.kind:
             case "elementwise":
                 total += inner.op.cost * _size(inner.shape)
+            case "reduce" if "window" in inner.attrs:
+                total += prod(inner.attrs["window"]) * _size(inner.shape)
             case "reduce":
                 total += inner.op.cost * _size(inner.inputs[0].shape)
+            case "dot" if inner.op.name == "conv":
+                taps = inner.inputs[1].shape[: len(inner.attrs["strides"])]
+                total += 2 * _size(inner.shape) * _size((*taps, inner.inputs[0].shape[-1]))
             case "dot":
                 contracted = [inner.inputs[0].shape[axis] for axis in inner.attrs.get("contract_x", ())]
                 total += 2 * _size(inner.shape) * _size(contracted)
