@@ -138,6 +138,14 @@ def test_view_errors():
         f([np.zeros((2, 3))])
 
 
+def test_a_size_that_divides_by_zero():
+    x, y = K.placeholder((None, None)), K.placeholder((None,), name="y")
+    f = K.function([x, y], [K.reshape(x, (K.shape(y)[0], -1))])
+    assert f([np.zeros((4, 3)), np.zeros(2)])[0].shape == (2, 6)
+    with pytest.raises(ValueError, match=r"divides by a size that is 0"):
+        f([np.zeros((4, 3)), np.zeros(0)])
+
+
 # ---------------------------------------------------------------------------------------- joining and repeating
 def test_concatenate():
     a, b = X[:, :1], X * 2

@@ -276,6 +276,8 @@ def _substitute_atom(atom: Atom, bindings: Mapping[Symbol, Dim]) -> Dim:
     args = [substitute(a, bindings) for a in atom.args]
     match atom.fn:
         case "floordiv":
+            if args[1] == 0:
+                raise ValueError(f"the size {_show(_atom(atom))} divides by a size that is 0")
             return floordiv(args[0], args[1])
         case "max":
             return maximum(*args)
