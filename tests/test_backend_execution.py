@@ -226,6 +226,11 @@ def test_switch_errors():
         K.switch(K.variable(X[None]) > 0, a, a)
     with pytest.raises(ShapeError, match=r"under a scalar condition both expressions must have one shape, not"):
         K.switch(K.variable(1) > 0, a, a[0])
+    x, y = K.placeholder((None, 4)), K.placeholder((None, 4))
+    f = K.function([x, y], [K.switch(K.sum(x) > 0, x, y)])
+    assert f([np.ones((2, 4)), np.zeros((2, 4))])[0].tolist() == [[1] * 4] * 2
+    with pytest.raises(ShapeError, match=r"has 4 elements, the new shape \(2, 4\) has 8"):
+        f([np.ones((2, 4)), np.zeros((1, 4))])
 
 
 def test_learning_phase():

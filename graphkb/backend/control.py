@@ -153,7 +153,8 @@ def switch(condition: Any, then_expression: Any, else_expression: Any) -> Any:
     then, other = pair(*chosen)
     if not test.ndim:
         _check_one_shape(then, other)
-        return Tensor(select(test, then, other))
+        # Sizes that only the call tells must be equal too: they must not broadcast.
+        return Tensor(select(test, then, shape.reshape(other, then.shape)))
     # A number goes with every shape.
     ranks = [n.ndim for n, value in zip((then, other), chosen) if isinstance(value, Handle) or n.ndim]
     rank = max(ranks, default=test.ndim)

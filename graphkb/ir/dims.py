@@ -277,7 +277,7 @@ def _substitute_atom(atom: Atom, bindings: Mapping[Symbol, Dim]) -> Dim:
     match atom.fn:
         case "floordiv":
             if args[1] == 0:
-                raise ValueError(f"the size {_show(_atom(atom))} divides by a size that is 0")
+                raise ValueError(f"the size {atom!r} divides by a size that is 0")
             return floordiv(args[0], args[1])
         case "max":
             return maximum(*args)
