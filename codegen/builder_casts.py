@@ -28,7 +28,8 @@ class Casts(ModuleText):
         """a.astype(dtype), for every pair of dtypes.
 
         Integers wrap. Floats are truncated towards zero; NaN and values beyond int32 (int64) give its least
-        number, narrower integers are cut out of int32 and unsigned ones out of int64, as in NumPy on x86-64.
+        number, narrower integers are cut out of int32 and uint32 out of int64, as in NumPy on x86-64
+        (whose loops over long arrays give yet other values beyond uint32).
         """
         if a.dtype == dtype:
             return a

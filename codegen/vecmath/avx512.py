@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from graphkb.codegen.builder import Value, type_of
+from graphkb.codegen.vecmath.coefficients import PIECES, PIECES_FIRST
 from graphkb.codegen.vecmath.expression import Expr, in_registers
 
 _SUFFIX = {"float32": "ps.512", "float64": "pd.512"}
@@ -59,3 +60,21 @@ def table_lookup(index: Expr, table: Sequence[float], dtype: str) -> Expr:
     b.declare(name, f"declare {kind} @{name}({kind}, {int_kind}, {kind})")
     text = f"call {kind} @{name}({kind} {first}, {int_kind} {index.value.name}, {kind} {second})"
     return Expr(b, b.fresh(text, dtype, lanes))
+
+
+def piecewise(x: Expr, name: str, last: float) -> Expr:
+    """An odd float32 function by polynomials around the centers of 32 intervals, constant beyond `last`.
+
+    The intervals are quarters of octaves. Their number is read from the lowest three bits of the exponent and the
+    highest two of the fraction, therefore they may span eight octaves; the first one reaches down to 0, has its
+    center there and gives what is to be added to x.
+    """
+    rows = PIECES[name]
+    size = abs(x).at_most(last)
+    index = size.at_least(PIECES_FIRST * 0.9375).bits() >> 21
+    step = size - table_lookup(index, rows[0], "float32")
+    total = table_lookup(index, rows[-1], "float32")
+    for row in reversed(rows[2:-1]):
+        total = total.fma(step, table_lookup(index, row, "float32"))
+    base = (size < PIECES_FIRST).where(size, table_lookup(index, rows[1], "float32"))
+    return total.fma(step, base).copysign(x)

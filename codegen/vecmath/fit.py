@@ -4,6 +4,7 @@ Each row below names a polynomial, the function and interval it approximates, an
 needs mpmath.
 """
 
+import math
 import struct
 import sys
 from collections.abc import Callable, Sequence
@@ -121,6 +122,12 @@ def _log_erfc(u: Any) -> Any:
     return mp.log(mp.erfc(u + _FAR))
 
 
+def _flat_erfcx(k: float) -> Function:
+    """(1 + 2 x) e^(x²) erfc(x) at x = k (1 + t) / (1 - t)"""
+    steep = _erfcx(k)
+    return lambda t: (1 + 2 * k * (1 + t) / (1 - t)) * steep(t)
+
+
 def _erfcx(k: float) -> Function:
     """e^(x²) erfc(x) at x = k (1 + t) / (1 - t)"""
 
@@ -175,11 +182,56 @@ FITS: tuple[Fit, ...] = (
     Fit("erf_far", "float32", _log_erfc, -0.001, 2.93, range(9), weight=lambda u: mp.erfc(u + _FAR)),
     # e^(x²) erfc(x) as a function of t = (x - k) / (x + k)
     Fit("erfc", "float32", _erfcx(3.0), -1, mpf("0.5421"), range(11)),
-    Fit("erfc", "float64", _erfcx(4.0), -1, mpf("0.7446"), range(25)),
+    Fit("erfc", "float64", _flat_erfcx(4.0), -1, mpf("0.7446"), range(25)),
 )
 
 
-def render(rows: Sequence[tuple[Fit, list[float], float]]) -> str:
+@dataclass(frozen=True)
+class Pieces:
+    """An odd function by polynomials on quarters of octaves, up to `last`, for float32 tables of 32 columns."""
+
+    name: str
+    function: Function
+    degree: int
+    last: float
+
+    def run(self) -> list[list[float]]:
+        """The centers, and a row of coefficients for each power."""
+        rows = [[0.0] * 32 for _ in range(self.degree + 2)]
+        with mp.workdps(DIGITS):
+            first, _ = fit_polynomial(
+                lambda x: self.function(x) - x, mpf(10) ** -9, PIECES_FIRST, range(1, self.degree + 1), single,
+                weight=lambda x: 1 / self.function(x), points=80,
+            )  # fmt: skip
+            self._place(rows, PIECES_FIRST * 0.9375, [0.0, 0.0, *first])
+            low = PIECES_FIRST
+            while low < self.last:
+                high = low + 2.0 ** (math.frexp(low)[1] - 3)
+                center = (low + high) / 2
+                values, _ = fit_polynomial(
+                    self._around(center), low - center, min(high, self.last) - center,
+                    range(self.degree + 1), single, points=80,
+                )  # fmt: skip
+                self._place(rows, low, [center, *values])
+                low = high
+        return rows
+
+    def _around(self, center: float) -> Function:
+        return lambda step: self.function(center + step)
+
+    def _place(self, rows: list[list[float]], low: float, column: list[float]) -> None:
+        index = struct.unpack("<I", struct.pack("<f", low))[0] >> 21 & 31
+        for row, value in zip(rows, column):
+            row[index] = value
+
+
+PIECES_FIRST = 0.125
+PIECES: tuple[Pieces, ...] = (Pieces("tanh", mp.tanh, 5, 9.5), Pieces("erf", mp.erf, 5, 3.9999998))
+
+
+def render(
+    rows: Sequence[tuple[Fit, list[float], float]], pieces: Sequence[tuple[str, list[list[float]]]]
+) -> str:
     """The text of coefficients.py."""
     lines = [
         '"""Coefficients of the vector math; written by `python -m graphkb.codegen.vecmath.fit`, not by hand."""',
@@ -191,7 +243,21 @@ def render(rows: Sequence[tuple[Fit, list[float], float]]) -> str:
         lines.append(f'    ("{fit.name}", "{fit.dtype}"): (  # 2^{float(mp.log(worst, 2)):.2f}')
         lines += [f"        {value!r}," for value in values]
         lines.append("    ),")
-    return "\n".join([*lines, "}", ""])
+    lines += [
+        "}",
+        "",
+        "# Odd functions on quarters of octaves from PIECES_FIRST on: the centers, then a row for each power.",
+        f"PIECES_FIRST = {PIECES_FIRST}",
+        "PIECES: dict[str, tuple[tuple[float, ...], ...]] = {",
+    ]
+    for name, table in pieces:
+        lines.append(f'    "{name}": (')
+        for row in table:
+            lines.append("        (")
+            lines += [f"            {', '.join(map(repr, row[i : i + 4]))}," for i in range(0, 32, 4)]
+            lines.append("        ),")
+        lines.append("    ),")
+    return "\n".join([*lines, "}  # fmt: skip", ""])
 
 
 def main() -> None:
@@ -202,7 +268,7 @@ def main() -> None:
         values, worst = fit.run()
         print(f"{fit.name:12} {fit.dtype} 2^{float(mp.log(worst, 2)):.2f}")
         rows.append((fit, values, worst))
-    text = render(rows)
+    text = render(rows, [(piece.name, piece.run()) for piece in PIECES])
     if "--check" in sys.argv[1:]:
         if path.read_text() != text:
             sys.exit("coefficients.py is not what fit.py produces: run it without --check")
