@@ -12,6 +12,7 @@ from graphkb.ir.node import Node, make
 from graphkb.ir.op import Op, all_ops, find_op
 from graphkb.ir.origin import set_override
 from graphkb.ir.types import FLOATS
+from graphkb.ops.shape import reshape
 
 RuleFunction = Callable[[Node], Node | None]
 
@@ -50,6 +51,8 @@ def of_kind(*kinds: str) -> tuple[str, ...]:
 
 
 Rules = tuple[Rule, ...]
+# The first node of each kind; the ids are those of nodes that live as long as the table.
+Twins = dict[tuple[Op, int, object], Node]
 
 
 @functools.lru_cache(maxsize=64)
@@ -64,21 +67,25 @@ def _dispatch(rules: Rules) -> dict[Op, Rules]:
 
 def rewrite(node: Node, rules: Sequence[Rule]) -> Node:
     """The normal form of one node."""
-    return _normal_forms(toposort([node]), tuple(rules))[node]
+    return _normal_forms(toposort([node]), tuple(rules), False)[node]
 
 
-def rewrite_graph(graph: Graph, rules: Sequence[Rule]) -> Graph:
-    """The graph with every node in normal form; the same object when no rule fits.
+def rewrite_graph(graph: Graph, rules: Sequence[Rule], share: bool = False) -> Graph:
+    """The graph with every node in normal form; the same object when nothing changes.
 
     New nodes carry the provenance of the node that they replace.
+
+    Args:
+        share: also compute only once what stands in the graph in two forms: x + y and y + x, or a reduction with and
+            without keepdims. Rules can not see that: it depends on nodes beside theirs.
 
     Raises:
         GraphError: a rule changed the type of a node, or the rules go round in a circle.
     """
     table = _dispatch(tuple(rules))
-    if not any(node.op in table for node in graph.nodes):
+    if not share and not any(node.op in table for node in graph.nodes):
         return graph
-    forms = _normal_forms(graph.nodes, tuple(rules))
+    forms = _normal_forms(graph.nodes, tuple(rules), share)
     roots = graph.roots
     new = [forms[r] for r in roots]
     if all(a is b for a, b in zip(roots, new)):
@@ -86,7 +93,7 @@ def rewrite_graph(graph: Graph, rules: Sequence[Rule]) -> Graph:
     return replace(graph.with_roots(new), _order=None)
 
 
-def _normal_forms(order: Sequence[Node], rules: Rules) -> dict[Node, Node]:
+def _normal_forms(order: Sequence[Node], rules: Rules, share: bool) -> dict[Node, Node]:
     """The normal form of every node of a topological order.
 
     A stack holds what is still to be settled: a node waits for its inputs, and a replaced node for its replacement.
@@ -95,7 +102,7 @@ def _normal_forms(order: Sequence[Node], rules: Rules) -> dict[Node, Node]:
     table = _dispatch(rules)
     done: dict[Node, Node] = {}
     replaced: dict[Node, Node] = {}
-    twins: dict[tuple[Op, int, int], Node] = {}
+    twins: Twins = {}
     left = 1000 + 100 * len(order)
     stack = list(reversed(order))
     previous = set_override(None)
@@ -138,7 +145,7 @@ def _normal_forms(order: Sequence[Node], rules: Rules) -> dict[Node, Node]:
                             _check(each, node, found, left)
                             new = found
                             break
-                if new is node and node.op.commutative:
+                if share and new is node:
                     new = _first_twin(twins, node)
             if new is node:
                 done[node] = node
@@ -153,18 +160,24 @@ def _normal_forms(order: Sequence[Node], rules: Rules) -> dict[Node, Node]:
     return done
 
 
-def _first_twin(twins: dict[tuple[Op, int, int], Node], node: Node) -> Node:
-    """For y + x the node x + y, if that came first.
-
-    Floating-point maxima are left alone: the sign of max(0.0, -0.0) depends on the order.
-    """
-    a, b = node.inputs
-    if node.dtype in FLOATS and node.op.name in ("maximum", "minimum"):
-        return node
-    twin = twins.get((node.op, id(b), id(a)))
-    if twin is not None and twin.type == node.type:
-        return twin
-    twins[node.op, id(a), id(b)] = node
+def _first_twin(twins: Twins, node: Node) -> Node:
+    """For y + x the node x + y, and for sum(x, keepdims) the reshaped sum(x), if those came first; else the node."""
+    op = node.op
+    if op.commutative:
+        # The sign of max(0.0, -0.0) depends on the order.
+        if node.dtype in FLOATS and op.name in ("maximum", "minimum"):
+            return node
+        a, b = node.inputs
+        twin = twins.get((op, id(b), id(a)))
+        if twin is not None and twin.type == node.type:
+            return twin
+        twins[op, id(a), id(b)] = node
+    elif op.kind == "reduce" and "keepdims" in node.attrs:
+        key = (op, id(node.inputs[0]), node.attrs["axes"])
+        twin = twins.setdefault(key, node)
+        if twin is not node:
+            set_override(node.origin)
+            return reshape(twin, node.type.shape)
     return node
 
 

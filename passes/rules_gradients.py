@@ -21,6 +21,14 @@ def is_shifted(x: Node, axes: tuple[int, ...]) -> bool:
     return shift.op is reductions.MAX and shift.inputs[0] is y and shift.attrs["axes"] == axes
 
 
+def kept_sum(node: Node) -> Node | None:
+    """The sum that a node is with the summed axes kept as size 1, by keepdims or by a reshape."""
+    total = node.inputs[0] if node.op is sh.RESHAPE else node
+    if total.op is not reductions.SUM:
+        return None
+    return total if node.shape == reductions.reduced_shape(total.inputs[0].shape, total.attrs["axes"], True) else None
+
+
 def is_sum_of_exp(total: Node) -> bool:
     """A sum of exp(x), over axes that surely have elements, of an x whose maximum was not yet subtracted."""
     if total.op is not reductions.SUM or total.inputs[0].op is not ew.exp_:
@@ -36,10 +44,23 @@ def shift_of(x: Node, axes: tuple[int, ...]) -> Node:
     return ew.select(make(ew.isfinite_, (largest,)), largest, 0)
 
 
+def shifted(x: Node, axes: tuple[int, ...]) -> Node:
+    """`x` less its maximum, unless that was subtracted already."""
+    return x if is_shifted(x, axes) else x - shift_of(x, axes)
+
+
 def softmax_of(x: Node, axes: tuple[int, ...]) -> Node:
-    """exp(x) / sum(exp(x)) of an x that is shifted already, or shifted here."""
-    e = ew.exp(x if is_shifted(x, axes) else x - shift_of(x, axes))
+    """exp(x) / sum(exp(x)), of the shifted x."""
+    e = ew.exp(shifted(x, axes))
     return e / reductions.reduce_sum(e, axes, True)
+
+
+def is_softmax(p: Node, x: Node, axes: tuple[int, ...]) -> bool:
+    """Whether p is what `softmax_of` makes, with the sum in either form."""
+    if p.op is not ew.div or p.inputs[0].op is not ew.exp_ or p.inputs[0].inputs[0] is not shifted(x, axes):
+        return False
+    total = kept_sum(p.inputs[1])
+    return total is not None and total.inputs[0] is p.inputs[0] and total.attrs["axes"] == axes
 
 
 # ---------------------------------------------------------------------------------------------- softmax
@@ -58,34 +79,33 @@ def softmax_gradient(node: Node) -> Node | None:
 def _softmax_gradient(a: Node, e: Node) -> Node | None:
     direct, through = a.inputs
     sign = 1
-    if direct.op is reductions.SUM:
+    if direct.op is not ew.div or kept_sum(through) is None:
         direct, through = through, direct
         sign = -1 if a.op is ew.sub else 1
-    if through.op is not reductions.SUM or not through.attrs["keepdims"]:
+    spread = kept_sum(through)
+    if direct.op is not ew.div or spread is None:
         return None
-    inner = through.inputs[0]
+    inner, axes = spread.inputs[0], spread.attrs["axes"]
     if (a.op is ew.add) != (inner.op is ew.neg_):
         return None
     if inner.op is ew.neg_:
         inner = inner.inputs[0]
-    if inner.op is not ew.div or inner.inputs[0].op is not ew.mul:
+    if inner.op is not ew.div or inner.inputs[0].op is not ew.mul or inner.inputs[1] is not direct.inputs[1]:
         return None
-    total, axes = inner.inputs[1], through.attrs["axes"]
-    if total.op is not reductions.SUM or total.inputs[0] is not e or total.attrs != through.attrs:
+    total, x = kept_sum(direct.inputs[1]), e.inputs[0]
+    if total is None or total.inputs[0] is not e or total.attrs["axes"] != axes:
         return None
-    shifted = is_shifted(e.inputs[0], axes)
-    if not shifted and not is_sum_of_exp(total):
+    if not is_shifted(x, axes) and not is_sum_of_exp(total):
         return None
-    p = softmax_of(e.inputs[0], axes)
-    g, other = inner.inputs[0].inputs
-    if other is not p:
-        g, other = other, g
-    if other is not p or direct.op is not ew.div or direct.inputs[0] is not g or direct.inputs[1] is not total:
+    g, p = inner.inputs[0].inputs
+    if not is_softmax(p, x, axes):
+        g, p = p, g
+    if not is_softmax(p, x, axes) or direct.inputs[0] is not g:
         return None
     if g.op is ew.div and g.inputs[1] is p:
         h = g.inputs[0]
-        spread = p * reductions.reduce_sum(sh.broadcast_to(h, g.shape), axes, True)
-        return h - spread if sign > 0 else spread - h
+        mean = p * reductions.reduce_sum(sh.broadcast_to(h, g.shape), axes, True)
+        return h - mean if sign > 0 else mean - h
     slope = p * (g - reductions.reduce_sum(g * p, axes, True))
     return slope if sign > 0 else -slope
 

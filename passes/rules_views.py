@@ -7,7 +7,6 @@ from graphkb.ir.node import Node, make
 from graphkb.ops import reduce as reductions
 from graphkb.ops import shape as sh
 from graphkb.ops.leaf import constant
-from graphkb.ops.reduce import reduced_shape
 from graphkb.passes.patterns import full, is_negative_zero, scalar
 from graphkb.passes.rewrite import of_kind, rule
 
@@ -75,14 +74,8 @@ def broadcast_broadcast(node: Node) -> Node | None:
 @rule("broadcast_to")
 def broadcast_reshape(node: Node) -> Node | None:
     """broadcast_to(reshape(x)) -> broadcast_to(x) where the reshape adds leading axes of size 1"""
-    (x,) = node.inputs
-    if x.op is not sh.RESHAPE:
-        return None
-    base = x.inputs[0]
-    extra = x.ndim - base.ndim
-    if extra > 0 and x.shape[extra:] == base.shape and all(d == 1 for d in x.shape[:extra]):
-        return sh.broadcast_to(base, node.shape)
-    return None
+    base = _without_leading_ones(node.inputs[0])
+    return sh.broadcast_to(base, node.shape) if base is not node.inputs[0] else None
 
 
 @rule("broadcast_like")
@@ -138,16 +131,49 @@ def reshape_broadcast(node: Node) -> Node | None:
     return sh.broadcast_to(sh.reshape(base, tuple([1 if d == 1 else next(dims) for d in node.shape])), node.shape)
 
 
-@rule("reshape")
-def reshape_reduction(node: Node) -> Node | None:
-    """reshape(sum(x, keepdims=True)) -> sum(x), and the reverse"""
-    (x,) = node.inputs
-    if "keepdims" not in x.attrs:
+def is_squeeze(node: Node) -> bool:
+    """Whether a node is a reshape that only adds or removes axes of size 1."""
+    return node.op is sh.RESHAPE and _without_ones(node.inputs[0].shape) == _without_ones(node.shape)
+
+
+@rule(*of_kind("elementwise"))
+def pull_reshape(node: Node) -> Node | None:
+    """f(reshape(x)) -> reshape(f(x)) where only axes of size 1 move, beside scalars and operands reshaped alike"""
+    # A reduction and its keepdims form then share what follows, too.
+    base = None
+    for each in node.inputs:
+        if not each.type.shape:
+            continue
+        if not is_squeeze(each) or each.shape != node.shape or (base is not None and each.inputs[0].shape != base):
+            return None
+        base = each.inputs[0].shape
+    if base is None:
         return None
-    axes, keepdims = x.attrs["axes"], x.attrs["keepdims"]
-    if reduced_shape(x.inputs[0].shape, axes, not keepdims) != node.shape:
+    inputs = tuple([i.inputs[0] if i.type.shape else i for i in node.inputs])
+    return sh.reshape(make(node.op, inputs, node.attrs), node.shape)
+
+
+@rule(*of_kind("elementwise"))
+def drop_leading_ones(node: Node) -> Node | None:
+    """f(x, reshape(y)) -> f(x, y) where the reshape adds leading axes of size 1"""
+    for each in node.inputs:
+        if each.op is sh.RESHAPE:
+            break
+    else:
         return None
-    return reductions.reduce(x.op, x.inputs[0], axes, not keepdims)
+    inputs = tuple([_without_leading_ones(i) for i in node.inputs])
+    if inputs == node.inputs or max(i.ndim for i in inputs) < node.ndim:
+        return None
+    return make(node.op, inputs, node.attrs)
+
+
+def _without_leading_ones(x: Node) -> Node:
+    if x.op is sh.RESHAPE:
+        base = x.inputs[0]
+        extra = x.ndim - base.ndim
+        if extra > 0 and x.shape[extra:] == base.shape and all(d == 1 for d in x.shape[:extra]):
+            return base
+    return x
 
 
 # ---------------------------------------------------------------------------------------------- transpose
@@ -358,7 +384,8 @@ VIEWS = (
     reshape_nothing,
     reshape_reshape,
     reshape_broadcast,
-    reshape_reduction,
+    pull_reshape,
+    drop_leading_ones,
     transpose_transpose,
     transpose_ones,
     transpose_broadcast,

@@ -31,4 +31,4 @@ class Simplify:
     name: ClassVar[str] = "simplify"
 
     def apply(self, graph: Graph) -> Graph:
-        return rewrite_graph(graph, SIMPLIFY + FASTMATH if self.fastmath else SIMPLIFY)
+        return rewrite_graph(graph, SIMPLIFY + FASTMATH if self.fastmath else SIMPLIFY, share=True)

@@ -13,7 +13,7 @@ from graphkb.ops import shape as sh
 from graphkb.passes.patterns import never_negative, scalar
 from graphkb.passes.rewrite import Rules, rewrite_graph, rule
 from graphkb.passes.rules_fastmath import FASTMATH
-from graphkb.passes.rules_gradients import GRADIENTS, is_shifted, is_sum_of_exp, shift_of, softmax_of
+from graphkb.passes.rules_gradients import GRADIENTS, is_shifted, is_sum_of_exp, kept_sum, shift_of, softmax_of
 from graphkb.passes.simplify import SIMPLIFY
 
 # Every rule is at least as accurate as what it replaces for every input, and gives a NaN or an infinity only where the
@@ -145,8 +145,8 @@ def log_sum_exp(node: Node) -> Node | None:
 def softmax(node: Node) -> Node | None:
     """exp(x) / sum(exp(x)) -> the same of x - max(x)"""
     # Without the shift, exp overflows above 88 and the quotient is NaN.
-    e, total = node.inputs
-    if not is_sum_of_exp(total) or total.inputs[0] is not e or not total.attrs["keepdims"]:
+    e, total = node.inputs[0], kept_sum(node.inputs[1])
+    if total is None or not is_sum_of_exp(total) or total.inputs[0] is not e:
         return None
     return softmax_of(e.inputs[0], total.attrs["axes"])
 
@@ -158,11 +158,10 @@ def log_softmax(node: Node) -> Node | None:
     (ratio,) = node.inputs
     if ratio.op is not ew.div or ratio.inputs[0].op is not ew.exp_:
         return None
-    e, total = ratio.inputs
-    if total.op is not reductions.SUM or total.inputs[0] is not e or not total.attrs["keepdims"]:
+    e, total = ratio.inputs[0], kept_sum(ratio.inputs[1])
+    if total is None or total.inputs[0] is not e or not is_shifted(e.inputs[0], total.attrs["axes"]):
         return None
-    x = e.inputs[0]
-    return x - ew.log(total) if is_shifted(x, total.attrs["axes"]) else None
+    return e.inputs[0] - ew.log(ratio.inputs[1])
 
 
 STABILIZE: Rules = (
@@ -197,4 +196,4 @@ class Stabilize:
 
     def apply(self, graph: Graph) -> Graph:
         rules = STABILIZE + SIMPLIFY
-        return rewrite_graph(graph, rules + FASTMATH if self.fastmath else rules)
+        return rewrite_graph(graph, rules + FASTMATH if self.fastmath else rules, share=True)

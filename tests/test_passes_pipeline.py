@@ -123,8 +123,9 @@ def test_every_node_keeps_a_line_of_the_program(name):
     graph = PROGRAMS[name]()
     lines = {node.origin.line for node in graph.nodes}
     for node in optimize(graph).nodes:
-        assert node.origin.file == __file__
-        assert node.origin.line in lines or node.op.kind == "leaf"
+        if node.op.kind != "leaf":  # equal constants of all programs are one node
+            assert node.origin.file == __file__
+            assert node.origin.line in lines
 
 
 def test_rewritten_nodes_carry_the_line_that_they_come_from():

@@ -11,10 +11,11 @@ from graphkb.ir.node import Node, make
 from graphkb.ir.origin import name_scope
 from graphkb.ops import elementwise as ew
 from graphkb.ops import leaf
+from graphkb.ops import reduce as rd
 from graphkb.ops import shape as sh
 from graphkb.passes.rewrite import of_kind, rewrite, rewrite_graph, rule
 from graphkb.passes.rules_algebra import ALGEBRA
-from graphkb.passes.simplify import SIMPLIFY
+from graphkb.passes.simplify import SIMPLIFY, Simplify
 
 
 def _x(dtype: str = "float32", shape: tuple = (3, 4)) -> Node:
@@ -131,17 +132,32 @@ def test_commuted_twins_become_one_node():
     x, y = _x(), _x()
     a, b = Graph((x, y), (ew.tanh(x * y), ew.tanh(y * x))), (x * y, y * x)
     assert b[0] is not b[1]
-    out = rewrite_graph(a, ALGEBRA).outputs
+    out = rewrite_graph(a, ALGEBRA, share=True).outputs
     assert out[0] is out[1] is ew.tanh(x * y)
 
 
 def test_float_extrema_keep_their_order():
     x, y = _x(), _x()
     graph = Graph((x, y), (ew.maximum(x, y), ew.maximum(y, x)))
-    assert rewrite_graph(graph, ALGEBRA) is graph
+    assert rewrite_graph(graph, ALGEBRA, share=True) is graph
     i, j = _x("int8"), _x("int8")
-    out = rewrite_graph(Graph((i, j), (ew.maximum(i, j), ew.maximum(j, i))), ALGEBRA).outputs
+    out = rewrite_graph(Graph((i, j), (ew.maximum(i, j), ew.maximum(j, i))), ALGEBRA, share=True).outputs
     assert out[0] is out[1]
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_reductions_with_and_without_keepdims_become_one(first):
+    x = _x()
+    a, b = rd.reduce_sum(x, (1,), first), rd.reduce_sum(x, (1,), not first)
+    out = rewrite_graph(Graph((x,), (a, b)), ALGEBRA, share=True).outputs
+    assert out == (a, sh.reshape(a, b.shape))
+
+
+def test_mean_and_its_keepdims_form_share_what_follows():
+    x = _x()
+    flat, kept = (rd.reduce_sum(x, (0,), keepdims) * 0.3 for keepdims in (False, True))
+    out = Simplify().apply(Graph((x,), (x - flat, x - kept))).outputs
+    assert out == (x - flat, x - flat)
 
 
 def test_placeholders_stay_even_where_nothing_reads_them():
