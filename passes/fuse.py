@@ -219,7 +219,9 @@ class _Groups:
         """Whether a reduction or product joins: as the only one, or as one more over the rows of a kernel."""
         if group.root.op.name in SCATTERED:
             return False
-        if group.core is None and len(self.users[core]) == 1 and self._rounds(core, group) == core.type.size:
+        once = len(self.users[core]) == 1 and self._rounds(core, group) == core.type.size
+        # Read through two slices, it would be two reductions.
+        if group.core is None and once and OTHER not in self._axes(core, group):
             return True
         if core.op.name in (*PRODUCTS, "argmax", "argmin") or not reduces_last_axis(core):
             return False

@@ -14,9 +14,11 @@ from noise import Expectation, expect
 from programs import RandomProgram, programs, smooth_programs, to_code
 
 from graphkb.gradients import gradients
-from graphkb.ir.graph import Graph
+from graphkb.ir.graph import Graph, toposort
 from graphkb.ir.node import Node
 from graphkb.ir.verify import verify
+from graphkb.ops import elementwise as e
+from graphkb.ops import leaf, reduce, shape
 from graphkb.passes.pipeline import PIPELINE, Pass, optimize
 from graphkb.runtime.function import Function
 
@@ -126,3 +128,19 @@ def test_printed_programs_build_the_same_graph(program: RandomProgram) -> None:
     assert [n.ndim for n in graph.nodes] == [n.ndim for n in program.graph.nodes]
     for one, other in zip(feeds, program.feeds, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+# ---------------------------------------------------------------------------------------------- once wrong
+def compiled(*outputs: Node, **feeds: Array) -> list[Array]:
+    """The outputs by native code, the placeholders fed by their names."""
+    inputs = tuple(n for n in toposort(outputs) if n.op is leaf.PLACEHOLDER)
+    return Function(Graph(inputs, outputs), options={"mode": "native"})([feeds[n.attrs["key"].name] for n in inputs])
+
+
+def test_a_reduction_read_through_two_slices() -> None:
+    x = leaf.placeholder((1, 2), "float64", "x")
+    rows = shape.concatenate([x, x], 0)
+    powers = e.exp(rows - reduce.reduce(reduce.MAX, rows, (1,), True))
+    (slope,) = gradients([powers / reduce.reduce_sum(powers, (1,), True)], [x])
+    assert slope is not None
+    np.testing.assert_allclose(compiled(slope, x=np.array([[2.5, 3.3]]))[0], [[0, 0]], atol=1e-15)
