@@ -22,6 +22,16 @@ from graphkb.backend.control import (
     set_learning_phase,
     switch,
 )
+from graphkb.backend.conv import (
+    conv1d,
+    conv2d,
+    conv2d_transpose,
+    conv3d,
+    conv3d_transpose,
+    depthwise_conv2d,
+    separable_conv1d,
+    separable_conv2d,
+)
 from graphkb.backend.creation import (
     arange,
     constant,
@@ -96,6 +106,10 @@ from graphkb.backend.linalg import (
     dot,
     one_hot,
 )
+from graphkb.backend.local_conv import (
+    local_conv1d,
+    local_conv2d,
+)
 from graphkb.backend.losses import (
     binary_crossentropy,
     categorical_crossentropy,
@@ -137,6 +151,10 @@ from graphkb.backend.nn import (
     softplus,
     softsign,
     tanh,
+)
+from graphkb.backend.pooling import (
+    pool2d,
+    pool3d,
 )
 from graphkb.backend.reductions import (
     all,
@@ -221,11 +239,17 @@ __all__ = [
     "concatenate",
     "constant",
     "control_dependencies",
+    "conv1d",
+    "conv2d",
+    "conv2d_transpose",
+    "conv3d",
+    "conv3d_transpose",
     "cos",
     "cosh",
     "count_params",
     "cumprod",
     "cumsum",
+    "depthwise_conv2d",
     "dot",
     "dtype",
     "eager",
@@ -272,6 +296,8 @@ __all__ = [
     "learning_phase",
     "less",
     "less_equal",
+    "local_conv1d",
+    "local_conv2d",
     "log",
     "log1p",
     "log2",
@@ -294,6 +320,8 @@ __all__ = [
     "ones_like",
     "permute_dimensions",
     "placeholder",
+    "pool2d",
+    "pool3d",
     "pow",
     "prod",
     "reciprocal",
@@ -307,6 +335,8 @@ __all__ = [
     "reverse",
     "round",
     "rsqrt",
+    "separable_conv1d",
+    "separable_conv2d",
     "set_epsilon",
     "set_floatx",
     "set_image_data_format",
