@@ -1,4 +1,4 @@
-"""Matrix products as kernels of their own: which dots they take, and how they are tiled, packed and blocked."""
+"""Matrix products as kernels of their own: which sums of products they take, and what memory they work in."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from graphkb.codegen.builder import Builder
+from graphkb.codegen.gemm_tiling import MOST_ROWS, Product, Tiling, choose_tiling, length_of
 from graphkb.codegen.loops import (
     Affine,
     Apply,
@@ -19,98 +20,26 @@ from graphkb.codegen.loops import (
     Stmt,
     Store,
     Var,
-    expressions,
     format_kernel,
-    matching_loads,
 )
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim, Symbol, minimum
-from graphkb.ir.op import find_op
 from graphkb.ir.origin import Origin
 from graphkb.ir.types import NUMPY_DTYPE
 
-# Rows of K that run before the sums so far are set aside: keeps a panel of B in the second-level cache, and the
-# rounding error of long float32 sums low.
-_BLOCK = 512
-# Up to this many elements K is not worth cutting.
-_LONGEST_BLOCK = 768
-# The most work, in operations, that an epilogue may unroll over the registers of one tile.
-_UNROLLED_COST = 160
-# Rows up to which columns that lie along K stay as they are. Dots add up many products in one go if each column is
-# read once, fewer if the columns have to stay in the first-level cache for the next row.
-_FEW_ROWS = 8
-_LONG_DOT = 8192
-_SHORT_DOT = 400
-# The most rows that a tile has.
-MOST_ROWS = 16
-# Row tiles that read a panel of B before copying it pays.
-_REREADS = 6
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a product runs on one target.
-
-    Attributes:
-        lanes: elements of a vector register.
-        rows: rows of C in a tile of registers; the last tiles may have fewer.
-        vectors: vectors of C in each row of a tile.
-        block: how many products run between additions to the partial sums.
-        pack_a: A is copied, tile by tile, so that a tile's rows lie side by side.
-        pack_b: each panel of B is copied so that its rows lie one after another.
-        overlap: the last tile may repeat rows or columns of the one before, so that all tiles share one code.
-        along_k: vectors run along K, and each row of C is a row of dot products.
-        in_registers: the epilogue runs on the accumulators' registers, else in a loop over the tile's memory.
-        masks_b: the last columns of B can be loaded under a mask; else they are copied, with zeros behind.
-        masks_c: the last columns of C, and all that the epilogue reads, can be accessed under a mask.
-    """
-
-    lanes: int
-    rows: int
-    vectors: int
-    block: int
-    pack_a: bool
-    pack_b: bool
-    overlap: bool
-    along_k: bool
-    in_registers: bool
-    masks_b: bool
-    masks_c: bool
-
-    @property
-    def width(self) -> int:
-        """Columns of C in a tile."""
-        return self.lanes * self.vectors
-
-    @property
-    def most(self) -> int:
-        """The most elements of C in any tile."""
-        return max(self.width * self.rows, 24 * self.lanes)
-
 
 @dataclass(frozen=True, eq=False)
-class Gemm:
-    """A kernel for C[m, n] = epilogue(sum over k of A[m, k] B[k, n]), for every value of the outer variables.
+class Gemm(Product):
+    """A kernel that computes a product for every value of the outer variables.
 
     Attributes:
         nest: the product as plain loops, which fix its meaning.
         outer: batch axes, and further axes of either operand.
-        m, n, k: rows, columns and the contracted axis; columns are neighbors in C.
-        segments: further contracted axes, all longer than 0.
-        a, b: the operands' elements.
-        store: the epilogue; the sum is the `Result` of `accumulator`.
+        tiling: how it runs.
     """
 
     nest: Kernel
     outer: tuple[Var, ...]
-    m: Var
-    n: Var
-    k: Var
-    segments: tuple[Var, ...]
-    a: Load
-    b: Load
-    store: Store
-    combine: Combine
     tiling: Tiling
 
     @property
@@ -130,18 +59,13 @@ class Gemm:
         return self.nest.symbols
 
     @property
-    def dtype(self) -> str:
-        """What the sums are computed in."""
-        return self.combine.accumulator.dtype
-
-    @property
     def signature(self) -> str:
         return f"{self.tiling}\n{self.m.name} {self.n.name} {self.k.name}\n{self.nest.signature}"
 
     @property
     def in_place(self) -> set[int]:
         """The inputs whose memory C may take: each element is read only where C's is then written."""
-        return set() if self.tiling.overlap else replaceable(self.store, self.a, self.b)
+        return set() if self.tiling.overlap else self.replaceable
 
     # ------------------------------------------------------------------ scratch
     @property
@@ -172,9 +96,11 @@ class Gemm:
 
     @property
     def partial(self) -> Dim:
-        """Bytes of the partial sums of one panel of C."""
+        """Bytes of the partial sums of one panel of C, or of a whole row of it."""
         if self.rounds in (0, 1):
             return 0
+        if self.tiling.streams:
+            return self._bytes(self.n.extent + self.tiling.width)
         return self._bytes((self.m.extent + MOST_ROWS) * self.tiling.width)
 
     @property
@@ -200,8 +126,8 @@ class Gemm:
         t = self.tiling
         notes = {
             self.m: f"tile {t.rows}",
-            self.n: f"tile {t.width} vector {t.lanes}" if t.lanes > 1 else f"tile {t.width}",
-            self.k: f"block {t.block}" if self.rounds != 1 else "",
+            self.n: f"tile {t.width} vector {t.lanes}" if t.lanes > 1 and not t.along_k else f"tile {t.width}",
+            self.k: f"block {t.block}" if self.rounds != 1 else f"vector {t.lanes}" if t.along_k else "",
         }
         lines = []
         for line in format_kernel(self.nest).splitlines():
@@ -237,8 +163,8 @@ def match_gemm(
         target: the machine.
     """
     operands = _operands(combine.value)
-    dtype = combine.accumulator.dtype
-    if operands is None or dtype not in ("float32", "float64") or combine.accumulator.op != "sum":
+    accumulator = combine.accumulator
+    if operands is None or accumulator.dtype not in ("float32", "float64") or accumulator.op != "sum":
         return None
     x, y = operands
     if any(v.extent == 0 for v in kept):
@@ -250,8 +176,8 @@ def match_gemm(
     neighbors = [v for v in kept if store.index.factor(v) == 1]
     if any(v in left for v in neighbors) or not right:
         x, y, left, right = y, x, right, left
-    n = next((v for v in right if v in neighbors), None) or max(right, key=_length)
-    m = max(left, key=_length) if left else Var("m", 1)
+    n = next((v for v in right if v in neighbors), None) or max(right, key=length_of)
+    m = max(left, key=length_of) if left else Var("m", 1)
     *segments, k = sorted(reduced, key=lambda v: _stride(x, v), reverse=True) or [Var("k", 1)]
     if any(not isinstance(v.extent, int) or v.extent == 0 for v in segments):
         return None
@@ -259,12 +185,12 @@ def match_gemm(
     body: tuple[Stmt, ...] = (combine,)
     for var in (k, *reversed(segments)) if reduced else ():
         body = (For(var, body),)
-    body = (Reduce(combine.accumulator, body), store)
+    body = (Reduce(accumulator, body), store)
     for var in reversed(kept):
         body = (For(var, body),)
     nest = Kernel(name, buffers, body, origins)
-    tiling = _tile(m, n, k, segments, x, y, store, dtype, target)
-    return Gemm(nest, outer, m, n, k, tuple(segments), x, y, store, combine, tiling)
+    parts = (m, n, k, tuple(segments), x, y, store, accumulator)
+    return Gemm(*parts, nest, outer, choose_tiling(Product(*parts), target))
 
 
 def _operands(value: LoopExpr) -> tuple[Load, Load] | None:
@@ -281,119 +207,10 @@ def _operands(value: LoopExpr) -> tuple[Load, Load] | None:
     return loads[0], loads[1]
 
 
-def _length(var: Var) -> int:
-    """The extent of a variable for comparisons; unknown ones count as long."""
-    return var.extent if isinstance(var.extent, int) else 1 << 30
-
-
 def _stride(load: Load, var: Var) -> int:
+    """How far apart an operand's neighbors lie, for comparisons."""
     factor = load.index.factor(var)
     return factor if isinstance(factor, int) else 1 << 30
-
-
-# ---------------------------------------------------------------------------------------------- tiling
-def _tile(
-    m: Var, n: Var, k: Var, segments: Sequence[Var], a: Load, b: Load, store: Store, dtype: str, target: Target
-) -> Tiling:
-    lanes = target.lanes(dtype)
-    budget, widest = _registers(target)
-    columns = -(-_length(n) // lanes)
-    rows, vectors = _shape(_length(m), columns, budget, widest)
-    overlap = not replaceable(store, a, b)
-    if overlap and isinstance(m.extent, int):
-        rows = even_height(m.extent, rows)
-    length = _length(k)
-    block = _block_length(k, _BLOCK, _LONGEST_BLOCK, lanes)
-    item = NUMPY_DTYPE[dtype].itemsize
-    narrow = a.dtype == "float16"
-    single = not segments
-    tiles = -(-_length(m) // rows)
-    masks_c = all(target.can_mask(d) for d in {store.buffer.dtype} | _loaded(store)) or lanes == 1
-    masks_b = target.can_mask(b.dtype) or lanes == 1
-    step = b.index.factor(k)
-    far = not isinstance(step, int) or step * item >= 1024
-    pack_b = b.index.factor(n) != 1 or narrow or (far and tiles >= _REREADS)
-    across = a.index.factor(k)
-    wide = not isinstance(across, int) or across * item >= 2048
-    pack_a = single and (narrow or (wide and length >= 64 and columns > vectors)) and lanes > 1
-    along_k = _is_along_k(m, k, a, b, segments, lanes)
-    if along_k:
-        rows = vectors = 1
-        pack_a = pack_b = False
-        reread = _length(m) > 1
-        block = _block_length(k, _SHORT_DOT if reread else _LONG_DOT, _SHORT_DOT if reread else _LONG_DOT, lanes)
-    in_registers = _fits_registers(store, n, rows * vectors)
-    return Tiling(lanes, rows, vectors, block, pack_a, pack_b, overlap, along_k, in_registers, masks_b, masks_c)
-
-
-def _block_length(k: Var, usual: int, longest: int, lanes: int) -> int:
-    """Where to cut K: blocks of even lengths if it is known and long."""
-    length = _length(k)
-    if length <= longest:
-        return max(length, 1)
-    if not isinstance(k.extent, int):
-        return usual
-    count = -(-length // usual)
-    return -(-length // (count * lanes)) * lanes
-
-
-def _is_along_k(m: Var, k: Var, a: Load, b: Load, segments: Sequence[Var], lanes: int) -> bool:
-    """Whether few rows meet columns that lie along K: turning those over would not pay."""
-    if _length(m) > _FEW_ROWS or segments or lanes == 1 or _length(k) < lanes:
-        return False
-    return a.index.factor(k) == 1 and b.index.factor(k) == 1
-
-
-def _registers(target: Target) -> tuple[int, int]:
-    """Accumulators that a tile may hold, and vectors that a long row of them has."""
-    if target.is_avx512 or target.triple.startswith(("aarch64", "arm64")):
-        return 24, 4
-    if target.vector_bits == 0:
-        return 16, 4
-    return (12, 2) if target.has_fma else (8, 2)
-
-
-def _shape(rows: int, columns: int, budget: int, widest: int) -> tuple[int, int]:
-    """Rows and vectors of a tile: near square in registers, but as low as the matrix is."""
-    vectors = min(widest, columns)
-    if columns % widest and columns > widest:
-        vectors = next((v for v in range(widest, 1, -1) if columns % v == 0), widest)
-    most = budget // vectors
-    if rows < most:
-        # Few rows: wide tiles read long pieces of each row of B, which memory likes.
-        vectors = max(vectors, min(columns, budget // rows, 16))
-        return rows, vectors
-    return min(most, 12), vectors
-
-
-def _loaded(store: Store) -> set[str]:
-    return {e.dtype for e in expressions([store]) if isinstance(e, Load)}
-
-
-def _fits_registers(store: Store, n: Var, registers: int) -> bool:
-    """Whether the epilogue is short enough to be unrolled, and reads neighbors where it stores neighbors."""
-    if store.index.factor(n) != 1:
-        return False
-    cost = 0
-    for expr in expressions([store]):
-        if isinstance(expr, Apply):
-            cost += find_op(expr.op).cost
-        elif isinstance(expr, Load) and expr.index.factor(n) not in (0, 1):
-            return False
-    return cost * registers <= _UNROLLED_COST
-
-
-def replaceable(store: Store, a: Load, b: Load) -> set[int]:
-    """The inputs that are read only where C is then written."""
-    return matching_loads(store) - {a.buffer.position, b.buffer.position}
-
-
-def even_height(rows: int, most: int) -> int:
-    """The height of tiles that cover some rows with the least work, no less than two thirds of the most."""
-    if rows <= most:
-        return rows
-    # Each tile costs a little beside its rows.
-    return min(range(most, -(-most * 2 // 3) - 1, -1), key=lambda h: -(-rows // h) * (h + 0.3))
 
 
 def rest_of(index: Affine, *inner: Var) -> Affine:
@@ -401,4 +218,4 @@ def rest_of(index: Affine, *inner: Var) -> Affine:
     return Affine(tuple([(v, f) for v, f in index.terms if v not in inner]), index.offset)
 
 
-__all__ = ["Gemm", "Tiling", "even_height", "match_gemm", "rest_of"]
+__all__ = ["Gemm", "match_gemm", "rest_of"]

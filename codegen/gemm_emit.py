@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from graphkb.codegen.builder import ITEM_SIZES, Builder, Value
-from graphkb.codegen.gemm import Gemm, even_height, rest_of
+from graphkb.codegen.gemm import Gemm, rest_of
 from graphkb.codegen.gemm_dots import transposed
 from graphkb.codegen.gemm_micro import Block, Micro, Panel, Rows, Tile
 from graphkb.codegen.gemm_sizes import Size, SizeMath
+from graphkb.codegen.gemm_tiling import even_height
 from graphkb.codegen.loops import Load, Var
 from graphkb.ir.dims import Symbol
 
@@ -77,30 +78,51 @@ class _Product:
 
     # ------------------------------------------------------------------ loops
     def _matrix(self) -> None:
-        """One product: panel by panel of columns."""
-        kernel, t, math = self.kernel, self.tiling, self.math
-        if t.pack_a:
+        """One product."""
+        if self.tiling.pack_a:
             self._pack_a()
-        n = self.size(kernel.n.extent)
+        if self.tiling.streams:
+            self._stream()
+        else:
+            self._panels(self._panel)
+
+    def _panels(self, each: Callable[[Panel], None]) -> None:
+        """All panels of columns."""
+        t, math = self.tiling, self.math
+        n = self.size(self.kernel.n.extent)
         if isinstance(n, int) and t.overlap and n >= t.width and n % t.width:
             columns = -(-n // t.lanes)
             if -(-columns // t.vectors) * t.vectors <= columns * _REPEATED:
-                math.loop(
-                    0, n, t.width, lambda at: self._panel(Panel(math.minimum(at, n - t.width), t.vectors)), "panel"
-                )
+                last = n - t.width
+                math.loop(0, n, t.width, lambda at: each(Panel(math.minimum(at, last), t.vectors)), "panel")
                 return
         whole = math.mul(math.div(n, t.width), t.width)
-        math.loop(0, whole, t.width, lambda at: self._panel(Panel(at, t.vectors)), "panel")
+        math.loop(0, whole, t.width, lambda at: each(Panel(at, t.vectors)), "panel")
         if isinstance(n, int) and isinstance(whole, int):
             rest = n - whole
             if rest:
-                self._panel(self._edge(whole, -(-rest // t.lanes), rest))
+                each(self._edge(whole, -(-rest // t.lanes), rest))
             return
 
         def edge(at: Size) -> None:
-            self._panel(self._edge(at, 1, math.minimum(math.sub(n, at), t.lanes)))
+            each(self._edge(at, 1, math.minimum(math.sub(n, at), t.lanes)))
 
         math.loop(whole, n, t.lanes, edge, "edge")
+
+    def _stream(self) -> None:
+        """One row of C: a few rows of B after another, each from end to end."""
+        k, step = self.kernel.k.extent, self.tiling.block
+        assert isinstance(k, int)
+
+        def rows_of_b(at: Size, length: int) -> None:
+            last = self.math.compare("ge", self.math.add(at, length), k)
+            block = Block(at, length, self.math.compare("eq", at, 0), last)
+            self._panels(lambda panel: self._block(panel, block, [_Tiles(0, 1, 1)]))
+
+        whole = k // step * step
+        self.math.loop(0, whole, step, lambda at: rows_of_b(at, step), "rows")
+        if k > whole:
+            rows_of_b(whole, k - whole)
 
     def _edge(self, first: Size, vectors: int, columns: Size) -> Panel:
         """The last panel, which need not fill its vectors."""

@@ -186,7 +186,7 @@ class Micro:
         out, math, lanes, dtype = self.b, self.math, self.tiling.lanes, self.kernel.dtype
         vectors = panel.vectors
 
-        def step(_: Value, at_a: Value, at_b: Value, *before: Value) -> list[Value]:
+        def step(_: Value | None, at_a: Value, at_b: Value, *before: Value) -> list[Value]:
             row = []
             corner_a, corner_b = math.corner(at_a, 0, a.dtype), math.corner(at_b, 0, b.dtype)
             for j in range(vectors):
@@ -200,8 +200,13 @@ class Micro:
             return [math.gep(at_a, a.step, a.dtype), math.gep(at_b, b.step, b.dtype), *after]
 
         zero, end = out.const(0, "int64"), math.value(block.length)
-        sums = [out.const(0, dtype, lanes)] * (len(offsets) * vectors)
-        return out.loop(zero, end, 1, step, [a.address, b.address, *sums], hint="k")[2:]
+        state = [a.address, b.address, *[out.const(0, dtype, lanes)] * (len(offsets) * vectors)]
+        if not self.tiling.streams:
+            return out.loop(zero, end, 1, step, state, hint="k")[2:]
+        assert isinstance(block.length, int)
+        for _ in range(block.length):
+            state = step(None, *state)
+        return state[2:]
 
     def packed(self, panel: Panel) -> bool:
         """Whether the panel's columns of B are copied."""
@@ -212,7 +217,8 @@ class Micro:
     # ------------------------------------------------------------------ partial sums
     def _partial(self, panel: Panel, tile: Tile, count: int) -> list[Value]:
         width = panel.vectors * self.tiling.lanes
-        corner = self.math.corner(self.partial, self.math.mul(tile.slot, width), self.kernel.dtype)
+        place = panel.first if self.tiling.streams else self.math.mul(tile.slot, width)
+        corner = self.math.corner(self.partial, place, self.kernel.dtype)
         return [self.math.gep(corner, at * self.tiling.lanes, self.kernel.dtype) for at in range(count)]
 
     def _add_partial(self, panel: Panel, block: Block, tile: Tile, sums: list[Value]) -> list[Value]:
@@ -270,7 +276,7 @@ class Micro:
             row = prepare(frozenset("m"))
             for j in range(panel.vectors):
                 body.column, body.mask = j * lanes, panel.mask if j == panel.vectors - 1 else None
-                body.results[kernel.combine.accumulator] = sums[i * panel.vectors + j]
+                body.results[kernel.accumulator] = sums[i * panel.vectors + j]
                 body.scopes += [columns[j], row, {}]
                 body.run([kernel.store])
                 del body.scopes[-3:]
