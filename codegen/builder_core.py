@@ -401,6 +401,23 @@ class ModuleText:
         self._lines, self._entry, self.block = [], [], ""
         self.target = saved
 
+    def helper(
+        self, name: str, params: Sequence[Param], write: Callable[..., None], args: Sequence[Value]
+    ) -> None:
+        """Call a private function that `write(*params)` fills in; equal names share one in the module.
+
+        For rare and long code that would burden every place of its use. It has no result but what it stores.
+        """
+        if name not in self._declarations:
+            self._declarations[name] = f"; {name} is defined above"
+            open_function = self._lines, self._entry, self.block
+            self.block = ""
+            with self.function(name, params, linkage="internal") as values:
+                write(*values)
+                self.ret()
+            self._lines, self._entry, self.block = open_function
+        self.call_void(name, args)
+
     def module(self) -> str:
         """The whole module as LLVM text."""
         parts = [f'target triple = "{self.target.triple}"', *self._globals, *self._functions]

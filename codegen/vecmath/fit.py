@@ -14,7 +14,7 @@ from typing import Any
 
 from mpmath import mp, mpf
 
-from graphkb.codegen.vecmath.remez import DIGITS, fit_polynomial, fit_rational
+from graphkb.codegen.vecmath.remez import DIGITS, fit_polynomial
 
 Function = Callable[[Any], Any]
 
@@ -29,7 +29,7 @@ ROUNDINGS: dict[str, Callable[[Any], float]] = {"float32": single, "float64": fl
 
 @dataclass(frozen=True)
 class Fit:
-    """One polynomial, or with `bottom` a ratio of two.
+    """One polynomial.
 
     Attributes:
         name: the key in the table, together with `dtype`.
@@ -37,8 +37,7 @@ class Fit:
         function: what is approximated.
         low: lower end of the interval.
         high: upper end.
-        powers: the exponents, or the degree of a numerator.
-        bottom: the degree of the denominator; 0 for a polynomial.
+        powers: the exponents.
         weight: factor of the error; None asks for the least relative error.
         fixed: coefficients that are given, by exponent.
     """
@@ -49,20 +48,14 @@ class Fit:
     low: Any
     high: Any
     powers: Sequence[int]
-    bottom: int = 0
     weight: Function | None = None
     fixed: tuple[tuple[int, float], ...] = ()
 
     def run(self) -> tuple[list[float], float]:
-        """The coefficients, those of a denominator last, and the largest weighted error."""
+        """The coefficients and the largest weighted error."""
         # float32 powers are computed in float64
         rounding = float if self.name == "pow" else ROUNDINGS[self.dtype]
         with mp.workdps(DIGITS):
-            if self.bottom:
-                top, below, worst = fit_rational(
-                    self.function, self.low, self.high, self.powers[-1], self.bottom, rounding
-                )
-                return top + below, worst
             return fit_polynomial(
                 self.function, self.low, self.high, self.powers, rounding, self.weight, dict(self.fixed)
             )

@@ -84,66 +84,68 @@ def reduce(x: Expr) -> tuple[Expr, Expr, Expr]:
 
 def _reduce_large(b: Builder, x: Expr, large: Expr, count: Expr, high: Expr, low: Expr) -> list[Value]:
     """Every lane through memory; the lanes that are not large keep what they have."""
-    lanes, dtype = x.lanes, x.dtype
-    whole_type = count.dtype
-    rooms = [b.alloca(kind, lanes) for kind in (dtype, whole_type, dtype, dtype)]
+    dtype, whole_type = x.dtype, count.dtype
+    results = [(count, whole_type), (high, dtype), (low, dtype)]
+    rooms = [b.alloca(kind, x.lanes) for kind in (dtype, whole_type, dtype, dtype)]
     b.store(x.value, rooms[0])
 
-    def body(i: Value) -> None:
-        element = Expr(b, b.load(b.gep(rooms[0], i, dtype), dtype))
-        quadrant, first, second = _payne_hanek(element.cast("float64"))
-        if dtype == "float32":
-            near = first.cast("float32")
-            first, second = near, (first - near.cast("float64")).cast("float32")
-        b.store(quadrant.cast(whole_type).value, b.gep(rooms[1], i, whole_type))
-        b.store(first.value, b.gep(rooms[2], i, dtype))
-        b.store(second.value, b.gep(rooms[3], i, dtype))
+    def write(source: Value, counts: Value, highs: Value, lows: Value, lanes: Value) -> None:
+        limbs = b.alloca("int64", 7)
 
-    b.loop(b.const(0, "int64"), b.const(lanes, "int64"), 1, body, hint="large.lane")
-    loaded = [Expr(b, b.load(room, kind, lanes)) for room, kind in zip(rooms[1:], (whole_type, dtype, dtype))]
-    return [large.where(new, old).value for new, old in zip(loaded, (count, high, low))]
+        def lane(i: Value) -> None:
+            element = Expr(b, b.load(b.gep(source, i, dtype), dtype))
+            quadrant, first, second = _payne_hanek(element.cast("float64"), limbs)
+            if dtype == "float32":
+                near = first.cast("float32")
+                first, second = near, (first - near.cast("float64")).cast("float32")
+            b.store(quadrant.cast(whole_type).value, b.gep(counts, i, whole_type))
+            b.store(first.value, b.gep(highs, i, dtype))
+            b.store(second.value, b.gep(lows, i, dtype))
+
+        b.loop(b.const(0, "int64"), lanes, 1, lane)
+
+    params = [("x", "ptr"), ("count", "ptr"), ("high", "ptr"), ("low", "ptr"), ("lanes", "int64")]
+    name = f"reduce_large_{dtype}.{b.target.name}"
+    b.helper(name, params, write, [*rooms, b.const(x.lanes, "int64")])
+    loaded = [Expr(b, b.load(room, kind, x.lanes)) for room, (_, kind) in zip(rooms[1:], results)]
+    return [large.where(new, old).value for new, (old, _) in zip(loaded, results)]
 
 
-def _payne_hanek(x: Expr) -> tuple[Expr, Expr, Expr]:
+def _payne_hanek(x: Expr, limbs: Value) -> tuple[Expr, Expr, Expr]:
     """n modulo 4 and r in two parts for one finite float64 of at least 2^12; NaN for infinities and NaN.
 
     With |x| = m 2^e, bits of 2 / pi above 2^(1 - e) only add multiples of 4 to the product, so m times the 224
-    bits below gives the fraction of x / 2 pi. It is computed in limbs of 32 bits.
+    bits below gives the fraction of x / 2 pi. It is computed in limbs of 32 bits, from the last one up.
     """
     b = x.b
-
-    def upper_half(limb: Expr) -> Expr:
-        return Expr(b, b.lshr(limb.value, 32))
-
-    def shifted(word: Expr, following: Expr) -> Expr:
-        return Expr(b, b.shl(((word << 32) | following).value, shift.value))
-
     table = b.constant_bytes(b"".join(word.to_bytes(4, "little") for word in _TWO_OVER_PI_WORDS), 4)
     bits = abs(x).bits()
     start = (bits >> 52) - (1075 - 62)
     start = (start > 0).where(start, 0)
     first, shift = start >> 5, start & 31
-    words = [
-        Expr(b, b.cast(b.load(b.gep(table, (first + i).value, "uint32"), "uint32"), "int64"))
-        for i in range(8)
-    ]
-    window = [upper_half(shifted(words[i], words[i + 1])) for i in range(7)]
     mantissa = (bits & (2**52 - 1)) | 2**52
-    low = [(mantissa & _LIMB) * word for word in window]
-    high = [upper_half(mantissa) * word for word in window]
-    limbs: list[Expr] = []
-    carry = None
-    for i in reversed(range(7)):
-        total = low[i] & _LIMB
-        if i < 6:
-            total = total + upper_half(low[i + 1]) + (high[i + 1] & _LIMB)
-        if i < 5:
-            total = total + upper_half(high[i + 2])
-        if carry is not None:
-            total = total + carry
-        limbs.insert(0, total & _LIMB)
-        carry = upper_half(total)
-    return _quadrant(x, (limbs[0] << 32) | limbs[1], (limbs[2] << 32) | limbs[3])
+
+    def upper_half(limb: Expr) -> Expr:
+        return Expr(b, b.lshr(limb.value, 32))
+
+    def word_at(index: Expr) -> Expr:
+        return Expr(b, b.cast(b.load(b.gep(table, (first + index).value, "uint32"), "uint32"), "int64"))
+
+    def column(k: Value, *state: Value) -> list[Value]:
+        index = 6 - Expr(b, k)
+        following, below, carry, carry_high = (Expr(b, v) for v in state)
+        word = word_at(index)
+        part = upper_half(Expr(b, b.shl(((word << 32) | following).value, shift.value)))
+        low = (mantissa & _LIMB) * part + carry
+        high = upper_half(mantissa) * below + (low & _LIMB) + carry_high
+        b.store((high & _LIMB).value, b.gep(limbs, index.value, "int64"))
+        return [word.value, part.value, upper_half(low).value, upper_half(high).value]
+
+    zero = b.const(0, "int64")
+    last = word_at(bits.const(7))
+    b.loop(zero, b.const(7, "int64"), 1, column, [last.value, zero, zero, zero])
+    four = [Expr(b, b.load(b.gep(limbs, i, "int64"), "int64")) for i in range(4)]
+    return _quadrant(x, (four[0] << 32) | four[1], (four[2] << 32) | four[3])
 
 
 def _quadrant(x: Expr, top: Expr, rest: Expr) -> tuple[Expr, Expr, Expr]:
