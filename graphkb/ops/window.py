@@ -15,7 +15,7 @@ from graphkb.ir.node import Node, make
 from graphkb.ir.op import Op, define, not_differentiable
 from graphkb.ir.types import DTYPES, FLOATS, NUMBERS, TensorType
 from graphkb.ops import leaf, shape
-from graphkb.ops.elementwise import cast, const_like, equal, select
+from graphkb.ops.elementwise import const_like, equal, select
 
 Sizes = tuple[int, ...]
 # From so many terms on, the gradient of a maximum goes axis by axis: the sum of the counts instead of their product.
@@ -89,7 +89,7 @@ def _numpy_sum(x: Array, window: Sizes, strides: Sizes) -> Array:
 def _numpy_argmax(x: Array, window: Sizes, strides: Sizes) -> Array:
     cells = _cells(x, window, strides)
     best = next(cells).copy()
-    where = np.zeros(best.shape, np.int64)
+    where = np.zeros(best.shape, np.int32)
     for position, cell in enumerate(cells, 1):
         better = (cell > best) | ((cell != cell) & (best == best))
         best[better], where[better] = cell[better], position
@@ -128,7 +128,7 @@ def _to_first(g: Node, x: Node, window: Sizes, strides: Sizes) -> Node:
     Along each axis element q * stride + r is cell r + j * stride of window q - j: one term for each j, in which q and
     r are axes of their own, so that all indices stay affine.
     """
-    first = cast(make(WINDOW_ARGMAX, (x,), {"window": window, "strides": strides}), "int32")
+    first = make(WINDOW_ARGMAX, (x,), {"window": window, "strides": strides})
     overlaps = [-(-w // s) for w, s in zip(window, strides)]
     rounds = [(n + s - 1) // s for n, s in zip(x.shape, strides)]
     before = tuple([j - 1 for j in overlaps])
@@ -172,7 +172,7 @@ WINDOW_MAX = _window_op(
 )
 WINDOW_ARGMAX = _window_op(
     "window_argmax",
-    _infer("window_argmax", DTYPES, "int64"),
+    _infer("window_argmax", DTYPES, "int32"),
     numpy=_numpy_argmax,
     vjp=not_differentiable,
     doc="The position of the first maximum (of the first NaN, if there is one) in each window, in row-major order.",
