@@ -332,7 +332,8 @@ def test_gradients_carry_the_lines_of_their_nodes() -> None:
     x = vector()
     y = e.exp(x)
     z = y * y
-    lines = {n.origin.line for n in toposort([grad(z, x)]) if n.origin is not None}
+    # Equal constants of all programs are one node, so leaves tell nothing.
+    lines = {n.origin.line for n in toposort([grad(z, x)]) if n.origin is not None and n.op.kind != "leaf"}
     assert y.origin is not None
     assert z.origin is not None
     assert x.origin is not None
