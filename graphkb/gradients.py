@@ -8,8 +8,9 @@ from graphkb.ir.errors import GradientError
 from graphkb.ir.graph import built_at, toposort
 from graphkb.ir.node import Node
 from graphkb.ir.origin import set_override
-from graphkb.ir.types import FLOATS
+from graphkb.ir.types import FLOATS, parts
 from graphkb.ops import leaf, shape
+from graphkb.ops.control import ITEM
 
 
 def gradients(outputs: Sequence[Node], wrt: Sequence[Node]) -> list[Node | None]:
@@ -25,7 +26,28 @@ def gradients(outputs: Sequence[Node], wrt: Sequence[Node]) -> list[Node | None]
     Raises:
         GradientError: an op on the way has no gradient rule; the text names it.
     """
-    order = toposort(outputs)
+    seeds = []
+    for output in outputs:
+        if output.dtype in FLOATS:
+            previous = set_override(output.origin)
+            try:
+                seeds.append((output, shape.broadcast_to(leaf.constant(1, output.dtype), output.shape)))
+            finally:
+                set_override(previous)
+    return pull_back(seeds, wrt)
+
+
+def pull_back(seeds: Sequence[tuple[Node, Node]], wrt: Sequence[Node]) -> list[Node | None]:
+    """The gradients with respect to each node, from those of some outputs; None where no output depends on it.
+
+    Args:
+        seeds: pairs of an output and its gradient.
+        wrt: nodes.
+
+    Raises:
+        GradientError: as `gradients` raises it.
+    """
+    order = toposort([output for output, _ in seeds])
     targets = set(wrt)
     # Only nodes that depend on a target need a gradient.
     active: set[Node] = set()
@@ -33,6 +55,8 @@ def gradients(outputs: Sequence[Node], wrt: Sequence[Node]) -> list[Node | None]
         if node in targets or any(i in active for i in node.inputs):
             active.add(node)
     grads: dict[Node, Node] = {}
+    # Of a tuple, the gradients of its values.
+    several: dict[Node, dict[int, Node]] = {}
 
     def accumulate(node: Node, grad: Node) -> None:
         known = grads.get(node)
@@ -40,22 +64,28 @@ def gradients(outputs: Sequence[Node], wrt: Sequence[Node]) -> list[Node | None]
 
     previous = set_override(None)
     try:
-        for output in outputs:
-            if output in active and output.dtype in FLOATS:
+        for output, grad in seeds:
+            if output in active:
                 set_override(output.origin)
-                accumulate(output, shape.broadcast_to(leaf.constant(1, output.dtype), output.shape))
+                accumulate(output, grad)
         for node in reversed(order):
+            values = several.get(node)
             g = grads.get(node)
-            if g is None or node not in active or not any(i in active for i in node.inputs):
+            if (g is None and values is None) or node not in active or not any(i in active for i in node.inputs):
+                continue
+            if node.op is ITEM:
+                assert g is not None
+                several.setdefault(node.inputs[0], {})[node.attrs["index"]] = g
                 continue
             vjp = node.op.vjp
             if vjp is None:
                 raise GradientError(f"{node.op.name} has no gradient{built_at(node)}")
             set_override(node.origin)
-            for x, grad in zip(node.inputs, vjp(g, node, *node.inputs, **node.attrs)):
-                if grad is not None and x in active:
+            upstream = g if values is None else [values.get(i) for i in range(len(parts(node.type)))]
+            for x, down in zip(node.inputs, vjp(upstream, node, *node.inputs, **node.attrs)):
+                if down is not None and x in active:
                     # Where two unknown sizes were taken to be equal, the rule may have found the other one.
-                    accumulate(x, grad if grad.shape == x.shape else shape.reshape(grad, x.shape))
+                    accumulate(x, down if down.shape == x.shape else shape.reshape(down, x.shape))
     finally:
         set_override(previous)
     return [grads.get(node) for node in wrt]

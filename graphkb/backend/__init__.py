@@ -110,6 +110,12 @@ from graphkb.backend.local_conv import (
     local_conv1d,
     local_conv2d,
 )
+from graphkb.backend.loops import (
+    foldl,
+    foldr,
+    map_fn,
+    rnn,
+)
 from graphkb.backend.losses import (
     binary_crossentropy,
     categorical_crossentropy,
@@ -267,6 +273,8 @@ __all__ = [
     "flatten",
     "floatx",
     "floor",
+    "foldl",
+    "foldr",
     "function",
     "gather",
     "get_session",
@@ -304,6 +312,7 @@ __all__ = [
     "log10",
     "logsumexp",
     "manual_variable_initialization",
+    "map_fn",
     "max",
     "maximum",
     "mean",
@@ -333,6 +342,7 @@ __all__ = [
     "resize_images",
     "resize_volumes",
     "reverse",
+    "rnn",
     "round",
     "rsqrt",
     "separable_conv1d",

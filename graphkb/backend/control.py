@@ -12,7 +12,8 @@ from graphkb.backend.promotion import Handle, as_node, pair
 from graphkb.backend.tensors import Tensor
 from graphkb.ir.dims import show_shape
 from graphkb.ir.errors import ShapeError
-from graphkb.ir.node import Node
+from graphkb.ir.graph import toposort
+from graphkb.ir.node import Node, record
 from graphkb.ops import leaf, shape
 from graphkb.ops.elementwise import cast, select
 
@@ -74,6 +75,12 @@ def reset_learning_phase() -> None:
 def phase_placeholders() -> frozenset[Node]:
     """The placeholders that stand for the learning phase in graphs built so far."""
     return frozenset(_placeholders)
+
+
+def depends_on_phase(node: Node) -> bool:
+    """Whether the value of a node depends on the learning phase."""
+    phases = phase_placeholders()
+    return bool(phases) and not phases.isdisjoint(toposort([node]))
 
 
 def _call(value: Any) -> Any:

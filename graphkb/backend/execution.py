@@ -126,7 +126,7 @@ def _in_test_phase(graph: Graph) -> Graph:
         phases = phases.intersection(toposort(graph.roots))
     if not phases:
         return graph
-    from graphkb.runtime.wiring import replace_nodes
+    from graphkb.ir.graph import replace_nodes
 
     zero = leaf.constant(0, "int32")
     return graph.with_roots(replace_nodes(graph.roots, dict.fromkeys(phases, zero)))

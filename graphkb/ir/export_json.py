@@ -16,7 +16,7 @@ from graphkb.ir.graph import Graph
 from graphkb.ir.leaves import Array, Constant, PlaceholderKey, VariableCell
 from graphkb.ir.node import Node
 from graphkb.ir.origin import Origin
-from graphkb.ir.types import TensorType
+from graphkb.ir.types import TensorType, TupleType
 
 __all__ = ["from_json", "to_json"]
 
@@ -25,7 +25,7 @@ def to_json(graph: Graph, values: bool = False) -> str:
     """The graph as a JSON text that `from_json` reads back.
 
     Everything is kept: names, types with their symbolic sizes, attributes, constants (base64 of the little-endian
-    bytes in row-major order), the user's lines, updates, and the bodies of fused nodes. Equal graphs give equal texts.
+    bytes in row-major order), the user's lines, updates, and the bodies of fused nodes, loops and conditions. Equal graphs give equal texts.
 
     Args:
         values: whether the present values of variables are written too; otherwise only their names and types are.
@@ -88,6 +88,8 @@ class _Writer:
             "dtype": node.type.dtype,
             "shape": [self.dim(d) for d in node.type.shape],
         }
+        if isinstance(node.type, TupleType):
+            row["items"] = [[item.dtype, [self.dim(d) for d in item.shape]] for item in node.type.items]
         if node.origin is not None:
             row["origin"] = self.row(self.origins, node.origin)
         return row

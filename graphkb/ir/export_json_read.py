@@ -16,7 +16,7 @@ from graphkb.ir.leaves import Array, Constant, PlaceholderKey, VariableCell
 from graphkb.ir.node import Node, make
 from graphkb.ir.op import find_op
 from graphkb.ir.origin import Origin
-from graphkb.ir.types import NUMPY_DTYPE, TensorType
+from graphkb.ir.types import NUMPY_DTYPE, TensorType, tuple_type
 from graphkb.ir.verify import verify
 
 FORMAT = "graphkb-graph"
@@ -136,6 +136,11 @@ class _Reader:
             raise ValueError(f"a shape with a negative size: {dims}")
         return dims
 
+    def type(self, row: Mapping[str, Any]) -> TensorType:
+        if "items" in row:
+            return tuple_type([TensorType(_dtype(dtype), self.shape(shape)) for dtype, shape in _list(row["items"])])
+        return TensorType(_dtype(row["dtype"]), self.shape(row["shape"]))
+
     def array(self, row: Mapping[str, Any]) -> Array:
         return decode_bytes(_text(row["data"]), _dtype(row["dtype"]), tuple(map(_count, _list(row["shape"]))))
 
@@ -180,9 +185,9 @@ class _Reader:
             raise ValueError(f"{name} has the attributes {op.params}, not {tuple(attrs)}")
         inputs = tuple([_at(nodes, i) for i in _list(row["inputs"])])
         origin = _at(self.origins, row["origin"]) if "origin" in row else None
-        type = TensorType(_dtype(row["dtype"]), self.shape(row["shape"]))
+        type = self.type(row)
         body = attrs.get("body")
-        if isinstance(body, Graph) and [p.type for p in body.inputs] != [i.type for i in inputs]:
+        if op.kind == "fused" and isinstance(body, Graph) and [p.type for p in body.inputs] != [i.type for i in inputs]:
             raise ValueError(f"the operands of {name} are not of the types that its body takes")
         inferred = op.infer(*[i.type for i in inputs], **attrs)
         if inferred != type:

@@ -57,8 +57,7 @@ def family(node: Node) -> Family:
 
 def body_of(node: Node) -> Graph | None:
     """The body of a fused node; None for all others."""
-    body = node.attrs.get("body")
-    return body if isinstance(body, Graph) else None
+    return inline_body(node)
 
 
 def _work(body: Graph) -> list[Node]:

@@ -139,17 +139,35 @@ def bind(graph: Graph, bindings: Mapping[Symbol, Dim]) -> Graph:
                 raise type(error)(_located(str(error), node)) from None
     finally:
         set_override(previous)
+    if all(node is kept for node, kept in new.items()):
+        return graph
     bound = graph.with_roots([new[r] for r in graph.roots])
     return replace(bound, inputs=tuple(new[i] for i in graph.inputs), _order=None)
 
 
 def bind_attr(value: Any, bindings: Mapping[Symbol, Dim]) -> Any:
-    """An attribute with its symbolic sizes replaced."""
+    """An attribute with its symbolic sizes replaced, in bodies too."""
     if isinstance(value, Expr):
         return substitute(value, bindings)
     if isinstance(value, tuple):
         return tuple([bind_attr(v, bindings) for v in value])
+    if isinstance(value, Graph):
+        return bind(value, bindings)
     return value
+
+
+def bodies(node: Node) -> list[tuple[str, Graph]]:
+    """The graphs that a node holds as attributes, by name: the body of a loop, the branches of a condition."""
+    return [(name, value) for name, value in node.attrs.items() if isinstance(value, Graph)]
+
+
+def replace_nodes(roots: Sequence[Node], replacements: Mapping[Node, Node]) -> list[Node]:
+    """The roots with some nodes replaced, all at once: the replacements themselves are taken as they are."""
+    new: dict[Node, Node] = {}
+    for node in toposort(roots):
+        replacement = replacements.get(node)
+        new[node] = remake(node, tuple([new[i] for i in node.inputs])) if replacement is None else replacement
+    return [new[root] for root in roots]
 
 
 def graph_symbols(graph: Graph) -> set[Symbol]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from graphkb.ir.op import Op
@@ -117,7 +118,33 @@ def make(
     node.type = op.infer(*[n.type for n in inputs], **attrs) if type is None else type
     node.origin = current_origin() if origin is None else origin
     with _lock:
-        return _interned.setdefault(key, node)
+        kept = _interned.setdefault(key, node)
+    if _recordings.open:
+        _recordings.open[-1].add(kept)
+    return kept
+
+
+class _Recordings(threading.local):
+    """The recordings of new nodes that are under way in a thread, outer ones first."""
+
+    open: tuple[set[Node], ...] = ()
+
+
+_recordings = _Recordings()
+
+
+@contextmanager
+def record() -> Iterator[set[Node]]:
+    """A context that collects the nodes that are made in it and did not exist before."""
+    made: set[Node] = set()
+    outer = _recordings.open
+    _recordings.open = (*outer, made)
+    try:
+        yield made
+    finally:
+        _recordings.open = outer
+        if outer:
+            outer[-1].update(made)
 
 
 def remake(node: Node, inputs: tuple[Node, ...]) -> Node:

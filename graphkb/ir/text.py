@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from graphkb.ir.dims import Expr, Symbol, free_symbols, show_dim
-from graphkb.ir.graph import Graph
+from graphkb.ir.graph import Graph, bodies
 from graphkb.ir.node import Node
-from graphkb.ir.types import TensorType
+from graphkb.ir.types import TensorType, TupleType, parts
 
 
 def number(graph: Graph) -> dict[Node, str]:
@@ -23,8 +23,8 @@ def symbol_names(graph: Graph) -> dict[Symbol, str]:
     """A name of its own for every unknown size: the user's, with a number behind it where two share one."""
     names: dict[Symbol, str] = {}
     taken: set[str] = set()
-    for node in graph.nodes:
-        for dim in node.type.shape:
+    for node in _with_bodies(graph):
+        for dim in [d for part in parts(node.type) for d in part.shape]:
             for symbol in sorted(free_symbols(dim), key=lambda s: s.name) if isinstance(dim, Expr) else ():
                 if symbol in names:
                     continue
@@ -37,8 +37,20 @@ def symbol_names(graph: Graph) -> dict[Symbol, str]:
     return names
 
 
+def _with_bodies(graph: Graph) -> Iterator[Node]:
+    """The nodes of a graph, then those of the bodies in it."""
+    pending = [graph]
+    while pending:
+        top = pending.pop()
+        for node in top.nodes:
+            yield node
+            pending += [body for _, body in bodies(node)]
+
+
 def format_type(type: TensorType, symbols: SymbolNames | None = None) -> str:
-    """`float32[batch, 4]`."""
+    """`float32[batch, 4]`; the types of a tuple stand in parentheses."""
+    if isinstance(type, TupleType):
+        return f"({', '.join([format_type(item, symbols) for item in type.items])})"
     return f"{type.dtype}[{', '.join([show_dim(d, symbols) for d in type.shape])}]"
 
 
@@ -57,9 +69,8 @@ def format_attr(value: Any, symbols: SymbolNames | None = None) -> str:
 def format_node(node: Node, names: Mapping[Node, str], symbols: SymbolNames | None = None) -> str:
     """`%3: float32[batch, 4] = mul(%1, %2)`, without the provenance."""
     parts = [names.get(i, "%?") for i in node.inputs]
-    inline = inline_body(node)
     for key, value in node.attrs.items():
-        if value is inline:
+        if isinstance(value, Graph):
             continue  # its nodes follow, line by line
         text = format_attr(value, symbols)
         parts.append(text if node.op.kind == "leaf" else f"{key}={text}")
@@ -69,7 +80,8 @@ def format_node(node: Node, names: Mapping[Node, str], symbols: SymbolNames | No
 def format_graph(graph: Graph, origins: bool = True) -> str:
     """The whole graph, one node a line, with the user's line behind each where `origins` is set.
 
-    A fused node is followed by the nodes of its body, indented: `%4.0`, `%4.1` … of node `%4`.
+    A fused node is followed by the nodes of its body, indented: `%4.0`, `%4.1` … of node `%4`. So are loops and
+    conditions, with a head that names the parameters of each body and a line that says what it returns.
     """
     lines = [f"graph {graph.name}"]
     names, symbols = number(graph), symbol_names(graph)
@@ -94,14 +106,22 @@ def _format_line(
         for member in body.nodes:
             if member.op.name != "placeholder":
                 _format_line(member, inner, symbols, lines, indent + "    ", origins)
+        return
+    found = bodies(node)
+    for label, body in found:
+        prefix = names.get(node, "%?") + (f".{label}" if len(found) > 1 else "")
+        inner = {member: f"{prefix}.{i}" for i, member in enumerate(body.nodes)}
+        parameters = [f"{inner[p]}: {format_type(p.type, symbols)}" for p in body.inputs]
+        lines.append(f"{indent}    {label}({', '.join(parameters)})")
+        for member in body.nodes:
+            if member.op.name != "placeholder":
+                _format_line(member, inner, symbols, lines, indent + "      ", origins)
+        lines.append(f"{indent}      return {', '.join(inner[o] for o in body.outputs)}".rstrip())
 
 
 def inline_body(node: Node) -> Graph | None:
     """The body of a fused node, which reads as the node's own operands do; None for all others."""
-    body = node.attrs.get("body")
-    if isinstance(body, Graph) and len(body.inputs) == len(node.inputs) and len(body.outputs) == 1:
-        return body
-    return None
+    return node.attrs["body"] if node.op.kind == "fused" else None
 
 
 def body_names(node: Node, body: Graph, names: Mapping[Node, str]) -> dict[Node, str]:

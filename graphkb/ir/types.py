@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +69,44 @@ class TensorType:
 
     def __repr__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class TupleType(TensorType):
+    """The type of a value that consists of several tensors; the op `item` takes one of them.
+
+    To code that knows tensors only it looks like a scalar of the dtype "tuple", which no op accepts.
+    """
+
+    items: tuple[TensorType, ...] = ()
+
+    @property
+    def is_static(self) -> bool:
+        return all(item.is_static for item in self.items)
+
+    @property
+    def itemsize(self) -> int:
+        return 0
+
+    @property
+    def nbytes(self) -> Dim:
+        total: Dim = 0
+        for item in self.items:
+            total = total + item.nbytes
+        return total
+
+    def __repr__(self) -> str:
+        return f"({', '.join(map(repr, self.items))})"
+
+
+def tuple_type(items: Iterable[TensorType]) -> TupleType:
+    """The type of several tensors."""
+    return TupleType("tuple", (), tuple(items))
+
+
+def parts(type: TensorType) -> tuple[TensorType, ...]:
+    """The tensors that a value consists of: one, unless it is a tuple."""
+    return type.items if isinstance(type, TupleType) else (type,)
 
 
 def is_float(dtype: str) -> bool:

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from graphkb.codegen.lock import Lock
-from graphkb.ir.dims import is_static
 from graphkb.ir.errors import GraphError, InputError, ShapeError
 from graphkb.ir.graph import Graph, built_at
 from graphkb.ir.leaves import Array, PlaceholderKey, VariableCell
 from graphkb.ir.node import Node, make
 from graphkb.ir.text import format_node, number
-from graphkb.ir.types import NUMPY_DTYPE
+from graphkb.ir.types import NUMPY_DTYPE, parts
+from graphkb.ops.control import COND, SCAN, run_scan
+from graphkb.ops.control import Step as Run
 from graphkb.ops.leaf import CONSTANT, PLACEHOLDER, SIZE, VARIABLE
 from graphkb.runtime.state_lock import state_lock
 
@@ -33,7 +34,7 @@ class Step(NamedTuple):
     args: tuple[int, ...]
     out: int
     dead: tuple[int, ...]
-    dtype: np.dtype[Any]
+    dtype: np.dtype[Any] | None  # None for a tuple
     shape: tuple[int, ...]
 
 
@@ -119,11 +120,8 @@ class Program:
                 for step in self._steps:
                     call, args, out, dead, dtype, shape = step
                     result = call(*[values[i] for i in args])
-                    # Where NumPy gives scalars or wider types, the node's type holds.
-                    if type(result) is not np.ndarray or result.dtype is not dtype:
-                        result = np.asarray(result, dtype)
-                    if result.shape != shape:
-                        raise GraphError(f"the result has the shape {result.shape}, it should be {shape}")
+                    if type(result) is not np.ndarray or result.dtype is not dtype or result.shape != shape:
+                        result = _conformed(result, dtype, shape)
                     values[out] = result
                     for i in dead:
                         values[i] = None
@@ -132,6 +130,16 @@ class Program:
                 raise
             raise_located(error, *self._where[step.out])
         return [values[slot] for slot in self._roots]  # type: ignore[misc]  # roots are never freed
+
+
+def _conformed(result: Any, dtype: np.dtype[Any] | None, shape: tuple[int, ...]) -> Any:
+    """A result in its node's dtype, where NumPy gives scalars or wider types; tuples as they are."""
+    if dtype is None:
+        return result
+    array = np.asarray(result, dtype)
+    if array.shape != shape:
+        raise GraphError(f"the result has the shape {array.shape}, it should be {shape}")
+    return array
 
 
 class _Builder:
@@ -167,12 +175,12 @@ class _Builder:
     def _add(self, graph: Graph, node: Node, slots: Mapping[Node, int]) -> int:
         slot = len(self.template)
         self.where.append((graph, node))
-        if not is_static(node.shape) or (node.op is SIZE and not isinstance(node.attrs["dim"], int)):
+        if not node.type.is_static or (node.op is SIZE and not isinstance(node.attrs["dim"], int)):
             raise InputError(
                 f"{node!r} depends on sizes that only the inputs of a function tell: "
                 f"make them inputs of a function{built_at(node)}"
             )
-        if any(size < 0 for size in node.shape):
+        if any(isinstance(size, int) and size < 0 for part in parts(node.type) for size in part.shape):
             raise ShapeError(f"{node!r} can not run: a size is negative{built_at(node)}")
         numpy = node.op.numpy
         if node.op in _PRESET:
@@ -210,12 +218,33 @@ class _Builder:
                     live[slot] = 1
                     if self.template[slot] is None:
                         dead.append(slot)
-            call: Any = node.op.numpy
-            if node.attrs:
-                call = partial(call, **node.attrs)
-            steps.append(Step(call, args, out, tuple(dead), NUMPY_DTYPE[node.dtype], node.shape))
+            steps.append(Step(_call(node), args, out, tuple(dead), NUMPY_DTYPE.get(node.dtype), node.shape))
         steps.reverse()
         return steps
+
+
+def _call(node: Node) -> Callable[..., Any]:
+    """What computes a node from the values of its inputs; bodies are made ready to run here, once."""
+    numpy: Callable[..., Any] | None = node.op.numpy
+    assert numpy is not None
+    if node.op is SCAN or node.op is COND:
+        return control_step(node, lambda body: Program(body).compute)
+    return partial(numpy, **node.attrs) if node.attrs else numpy
+
+
+def control_step(node: Node, ready: Callable[[Graph], Run]) -> Callable[..., tuple[Array, ...]]:
+    """A loop or a branch as a function of the values of its operands.
+
+    Args:
+        ready: makes a body ready to run.
+    """
+    if node.op is SCAN:
+        attrs = dict(node.attrs)
+        body = attrs.pop("body")
+        step = ready(body)
+        return lambda *arrays: run_scan(step, arrays, body, **attrs)
+    then, other = [ready(node.attrs[name]) for name in ("then", "other")]
+    return lambda test, *arrays: tuple((then if test else other)(arrays))
 
 
 def evaluate(nodes: Sequence[Node]) -> list[Array]:

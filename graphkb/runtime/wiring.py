@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from graphkb.ir.graph import Graph, toposort
-from graphkb.ir.node import Node, remake
+from graphkb.ir.graph import Graph, replace_nodes, toposort
 from graphkb.ops.leaf import PLACEHOLDER, VARIABLE, placeholder
-
-
-def replace_nodes(roots: Sequence[Node], replacements: Mapping[Node, Node]) -> list[Node]:
-    """The roots with some nodes replaced, all at once: the replacements themselves are taken as they are."""
-    new: dict[Node, Node] = {}
-    for node in toposort(roots):
-        replacement = replacements.get(node)
-        new[node] = remake(node, tuple([new[i] for i in node.inputs])) if replacement is None else replacement
-    return [new[root] for root in roots]
 
 
 def show_updates(graph: Graph, after: Sequence[bool]) -> Graph:
