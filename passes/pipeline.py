@@ -11,6 +11,7 @@ from graphkb.ir.graph import Graph
 from graphkb.ir.verify import verify
 from graphkb.passes.eliminate_dead import EliminateDead
 from graphkb.passes.fold_constants import FoldConstants
+from graphkb.passes.fuse import Fuse
 from graphkb.passes.prune_stop_gradient import PruneStopGradient
 from graphkb.passes.simplify import Simplify
 from graphkb.passes.stabilize import Stabilize
@@ -52,8 +53,8 @@ def graph_passes(fastmath: bool = False) -> Pipeline:
 # gradients plain sums.
 PIPELINE: Pipeline = graph_passes()
 
-# For graphs of known sizes, after PIPELINE.
-FUSION: Pipeline = ()
+# After PIPELINE, where code is generated; it hides nodes from the rules.
+FUSION: Pipeline = (Fuse(),)
 
 
 def optimize(graph: Graph, pipeline: Sequence[Pass] = PIPELINE, observer: Observer | None = None) -> Graph:

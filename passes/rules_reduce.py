@@ -1,4 +1,8 @@
-"""Reductions: over nothing, over axes of size 1, over broadcasts, over other reductions and views."""
+"""Reductions: over nothing, over axes of size 1, over broadcasts, over other reductions and views.
+
+In which order one reduction takes its elements is nowhere specified, so a view of the operand may change it; two sums
+are not joined, since their order is.
+"""
 
 from __future__ import annotations
 
