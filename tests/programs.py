@@ -27,7 +27,7 @@ COMMON_DTYPES = ("float32", "float64", "int32", "bool", "float16", "uint8", "int
 # Functions that grow slowly and are smooth wherever random programs go.
 SMOOTH_UNARY = ("tanh", "sin", "cos", "sigmoid", "softplus", "atan", "erf", "neg", "asinh", "square", "relu", "abs")
 SMOOTH_BINARY = ("add", "sub", "mul", "maximum", "minimum")
-MOST_ELEMENTS = 600
+BLOCK = 251
 DIM_CODE = {"floordiv": "floordiv", "max": "maximum", "min": "minimum"}
 
 
@@ -66,15 +66,17 @@ class RandomProgram:
 class _Builder:
     """Draws one instruction after the other on the values made so far; each value has its known shape beside it."""
 
-    def __init__(self, draw: Callable[..., Any], smooth: bool) -> None:
+    def __init__(self, draw: Callable[..., Any], smooth: bool = False, large: bool = False) -> None:
         self.draw = draw
         self.smooth = smooth
+        self.most = 40_000 if large else 600  # elements of a value
+        sizes = [3, 1, 67, 130, 1027, 3000] if large else [3, 1, 2, 5] if smooth else [3, 1, 2, 0, 17]
         self.rng = np.random.default_rng(draw(st.integers(0, 2**16), label="seed"))
         self.sizes: dict[Symbol, int] = {}
         self.dims: list[Dim] = [1, 3, 2]
         for name in "nm":
             dim = symbol(name)
-            self.sizes[atom_of(dim)] = draw(st.sampled_from([3, 1, 2, 5] if smooth else [3, 1, 2, 0, 17]), label=name)
+            self.sizes[atom_of(dim)] = draw(st.sampled_from(sizes), label=name)
             self.dims.append(dim)
         self.values: list[Node] = []
         # The sizes are known from this input, whatever the program reads.
@@ -108,6 +110,12 @@ class _Builder:
         return e.cast(node, dtype)
 
     def array(self, dims: tuple[int, ...], dtype: str) -> Array:
+        """Random values; large arrays repeat a block whose length divides no row, so that they print in short."""
+        if int(np.prod(dims)) > BLOCK:
+            return np.resize(self.block((BLOCK,), dtype), dims)
+        return self.block(dims, dtype)
+
+    def block(self, dims: tuple[int, ...], dtype: str) -> Array:
         if dtype in INTEGERS:
             return self.rng.integers(0, 7, dims).astype(dtype)
         if self.smooth:
@@ -121,7 +129,7 @@ class _Builder:
     def leaf(self) -> None:
         dtype = "float64" if self.smooth else self.pick(COMMON_DTYPES, "dtype")
         dims = tuple(self.draw(st.lists(st.sampled_from(self.dims), max_size=3), label="shape"))
-        while int(np.prod([self.size(d) for d in dims])) > MOST_ELEMENTS:
+        while int(np.prod([self.size(d) for d in dims])) > self.most:
             dims = dims[1:]
         known = tuple(self.size(d) for d in dims)
         array = self.array(known, dtype)
@@ -160,7 +168,7 @@ class _Builder:
             result = np.broadcast_shapes(*[self.known(n) for n in nodes])
         except ValueError:
             return False
-        return int(np.prod(result)) <= MOST_ELEMENTS
+        return int(np.prod(result)) <= self.most
 
     def select(self) -> Node | None:
         a = self.value()
@@ -230,7 +238,7 @@ class _Builder:
 
     def pad(self) -> Node | None:
         x = self.value(least_rank=1)
-        if x is None or int(np.prod([n + 3 for n in self.known(x)])) > MOST_ELEMENTS:
+        if x is None or int(np.prod([n + 3 for n in self.known(x)])) > self.most:
             return None
         edges = [(self.draw(st.integers(0, 2), label="before"), self.draw(st.integers(0, 1))) for _ in x.shape]
         dims = tuple(d + a + b for d, (a, b) in zip(x.shape, edges))
@@ -251,7 +259,7 @@ class _Builder:
         x = self.value()
         assert x is not None
         dim = self.pick(self.dims, "dim")
-        if x.ndim > 3 or self.size(dim) * int(np.prod(self.known(x))) > MOST_ELEMENTS:
+        if x.ndim > 3 or self.size(dim) * int(np.prod(self.known(x))) > self.most:
             return None
         return shape.broadcast_to(x, (dim, *x.shape))
 
@@ -263,7 +271,7 @@ class _Builder:
             positions = leaf.constant(self.rng.integers(0, 9, 4))
         axis = self.draw(st.integers(0, x.ndim - 1), label="axis")
         n, count = self.known(x)[axis], int(np.prod(self.known(positions)))
-        if n == 0 or count * int(np.prod(self.known(x))) > MOST_ELEMENTS or x.ndim + positions.ndim > 5:
+        if n == 0 or count * int(np.prod(self.known(x))) > self.most or x.ndim + positions.ndim > 5:
             return None
         within = make(e.mod, (e.cast(positions, "int64"), leaf.size(x.shape[axis], "int64")))
         return index.gather(x, within, axis)
@@ -284,7 +292,7 @@ class _Builder:
             for v in reversed(self.values)
             for b in range(v.ndim)
             if self.known(v)[b] == self.known(x)[a]
-            and int(np.prod(self.known(v))) * int(np.prod(self.known(x))) <= 4 * MOST_ELEMENTS
+            and int(np.prod(self.known(v))) * int(np.prod(self.known(x))) <= 4 * self.most
         ]
         if not fits:
             return None
@@ -296,6 +304,29 @@ class _Builder:
         ]  # fmt: skip
         batch = [self.pick(shared, "batch")] if shared and self.draw(st.booleans(), label="batched") else []
         return linalg.dot(x, y, tuple(i for i, _ in batch), tuple(j for _, j in batch), (a,), (b,))
+
+    def windows(self) -> Node | None:
+        x = self.value(NUMBERS, least_rank=1, nonempty=True)
+        if x is None:
+            return None
+        sizes = tuple(self.draw(st.integers(1, min(n, 3)), label="window") for n in self.known(x))
+        strides = tuple(self.draw(st.integers(1, 3), label="stride") for _ in sizes)
+        names = ["window_sum", "window_max"] if self.smooth else ["window_sum", "window_max", "window_argmax"]
+        return make(find_op(self.pick(names, "op")), (x,), {"window": sizes, "strides": strides})
+
+    def convolution(self) -> Node | None:
+        x = self.value(NUMBERS, least_rank=2)
+        if x is None or x.ndim > 4 or any(n == 0 for n in self.known(x)[1:-1]):
+            return None
+        places = self.known(x)[1:-1]
+        taps = [self.draw(st.integers(1, min(n, 3)), label="taps") for n in places]
+        dilations = tuple(
+            self.draw(st.integers(1, max(1, (n - 1) // (t - 1) if t > 1 else 2))) for n, t in zip(places, taps)
+        )
+        strides = tuple(self.draw(st.integers(1, 2), label="stride") for _ in taps)
+        filters = self.draw(st.integers(1, 3), label="filters")
+        kernel = leaf.constant(self.array((*taps, self.known(x)[-1], filters), x.dtype))
+        return make(find_op("conv"), (x, kernel), {"strides": strides, "dilations": dilations})
 
     def pattern(self) -> Node | None:
         """Formulas that passes look for."""
@@ -329,12 +360,12 @@ class _Builder:
             [
                 self.binary, self.unary, self.reduction, self.select, self.slices, self.cast, self.transpose,
                 self.reshape, self.dot, self.pattern, self.gather, self.concatenate, self.pad, self.repeat,
-                self.running, self.one_hot,
+                self.running, self.one_hot, self.windows, self.convolution,
             ],
             "instruction",
         )  # fmt: skip
         node = make_one()
-        if node is not None and node.ndim <= 5 and int(np.prod(self.known(node))) <= MOST_ELEMENTS:
+        if node is not None and node.ndim <= 5 and int(np.prod(self.known(node))) <= self.most:
             self.values.append(node)
 
     def run(self, steps: int) -> None:
@@ -358,9 +389,12 @@ class _Builder:
 
 
 @st.composite
-def programs(draw: Callable[..., Any]) -> RandomProgram:
-    """Programs of all dtypes, with updates, several outputs, and now and then the gradients of one of them."""
-    builder = _Builder(draw, smooth=False)
+def programs(draw: Callable[..., Any], large: bool = False) -> RandomProgram:
+    """Programs of all dtypes, with updates, several outputs, and now and then the gradients of them.
+
+    Values of `large` ones have thousands of elements: their loops have rows, blocks, tails and threads.
+    """
+    builder = _Builder(draw, large=large)
     builder.run(draw(st.sampled_from([1, 2, 3, 5, 8, 11, 14, 17, 20]), label="steps"))
     values = list(reversed(builder.values))
     # Whatever nothing else reads is an output, so that the whole program counts.
@@ -428,6 +462,8 @@ def to_code(graph: Graph, feeds: Sequence[Array], sizes: dict[Symbol, int]) -> s
 
 def _literal(array: Array) -> str:
     """An array with every bit kept; sizes of zero too."""
+    if array.size > BLOCK:
+        return f"np.resize({_literal(array.ravel()[:BLOCK])}, {array.shape})"
     return f"np.array({array.ravel().tolist()}, {array.dtype.name!r}).reshape({array.shape})"
 
 

@@ -87,6 +87,14 @@ def test_functions_compute_the_same(program: RandomProgram) -> None:
 
 
 @budget(60)
+@given(programs(large=True))
+def test_functions_of_large_values_compute_the_same(program: RandomProgram) -> None:
+    note(program.code())
+    function = Function(program.graph, options={"mode": "native"})
+    expect(program).check(roots_of(program, function), "a call in mode native")
+
+
+@budget(60)
 @given(smooth_programs())
 def test_gradients_are_slopes(program: RandomProgram) -> None:
     note(program.code())
