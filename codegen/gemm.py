@@ -96,12 +96,18 @@ class Gemm(Product):
 
     @property
     def partial(self) -> Dim:
-        """Bytes of the partial sums of one panel of C, or of a whole row of it."""
+        """Bytes of the partial sums of one panel of C, or of all of it."""
         if self.rounds in (0, 1):
             return 0
         if self.tiling.streams:
-            return self._bytes(self.n.extent + self.tiling.width)
+            return self._bytes(self.m.extent * self.pitch)
         return self._bytes((self.m.extent + MOST_ROWS) * self.tiling.width)
+
+    @property
+    def pitch(self) -> int:
+        """Elements from one row of partial sums to the next where B streams by."""
+        assert isinstance(self.n.extent, int)
+        return self.n.extent + self.tiling.width
 
     @property
     def scratch(self) -> Dim:

@@ -110,14 +110,14 @@ class _Product:
         math.loop(whole, n, t.lanes, edge, "edge")
 
     def _stream(self) -> None:
-        """One row of C: a few rows of B after another, each from end to end."""
+        """A few rows of B after another, each from end to end."""
         k, step = self.kernel.k.extent, self.tiling.block
         assert isinstance(k, int)
 
         def rows_of_b(at: Size, length: int) -> None:
             last = self.math.compare("ge", self.math.add(at, length), k)
             block = Block(at, length, self.math.compare("eq", at, 0), last)
-            self._panels(lambda panel: self._block(panel, block, [_Tiles(0, 1, 1)]))
+            self._panels(lambda panel: self._block(panel, block, self._rows(panel)))
 
         whole = k // step * step
         self.math.loop(0, whole, step, lambda at: rows_of_b(at, step), "rows")

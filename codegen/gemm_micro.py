@@ -26,6 +26,9 @@ from graphkb.codegen.loops import (
 from graphkb.codegen.schedule import replace_expr, substitute
 from graphkb.ir.dims import Dim, Symbol, sole_atom, symbol
 
+# Rows of B that a single row of A meets without a loop.
+_UNROLLED = 8
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -201,9 +204,9 @@ class Micro:
 
         zero, end = out.const(0, "int64"), math.value(block.length)
         state = [a.address, b.address, *[out.const(0, dtype, lanes)] * (len(offsets) * vectors)]
-        if not self.tiling.streams:
+        unrolled = self.tiling.streams and len(offsets) == 1
+        if not unrolled or not isinstance(block.length, int) or block.length > _UNROLLED:
             return out.loop(zero, end, 1, step, state, hint="k")[2:]
-        assert isinstance(block.length, int)
         for _ in range(block.length):
             state = step(None, *state)
         return state[2:]
@@ -215,11 +218,18 @@ class Micro:
         return self.tiling.pack_b or (panel.columns is not None and not self.tiling.masks_b)
 
     # ------------------------------------------------------------------ partial sums
-    def _partial(self, panel: Panel, tile: Tile, count: int) -> list[Value]:
-        width = panel.vectors * self.tiling.lanes
-        place = panel.first if self.tiling.streams else self.math.mul(tile.slot, width)
-        corner = self.math.corner(self.partial, place, self.kernel.dtype)
-        return [self.math.gep(corner, at * self.tiling.lanes, self.kernel.dtype) for at in range(count)]
+    def _partial(self, panel: Panel, tile: Tile) -> list[Value]:
+        """Where the sums of a tile are set aside: tile after tile of a panel, or as they lie in C."""
+        math, lanes, dtype = self.math, self.tiling.lanes, self.kernel.dtype
+        if self.tiling.streams:
+            pitch = self.kernel.pitch
+            first = math.add(panel.first, math.mul(tile.slot, pitch))
+        else:
+            pitch = panel.vectors * lanes
+            first = math.mul(tile.slot, pitch)
+        corner = math.corner(self.partial, first, dtype)
+        places = [i * pitch + j * lanes for i in range(tile.height) for j in range(panel.vectors)]
+        return [math.gep(corner, place, dtype) for place in places]
 
     def _add_partial(self, panel: Panel, block: Block, tile: Tile, sums: list[Value]) -> list[Value]:
         """The sums of this block and those before; adding whole blocks keeps rounding errors low."""
@@ -228,7 +238,7 @@ class Micro:
             return sums
 
         def add() -> list[Value]:
-            places = self._partial(panel, tile, len(sums))
+            places = self._partial(panel, tile)
             before = [b.load(place, self.kernel.dtype, self.tiling.lanes) for place in places]
             return [b.fadd(old, new) for old, new in zip(before, sums)]
 
@@ -237,7 +247,7 @@ class Micro:
         return b.branch(block.first, lambda: sums, add, hint="first")
 
     def _set_aside(self, panel: Panel, tile: Tile, sums: list[Value]) -> None:
-        for value, place in zip(sums, self._partial(panel, tile, len(sums))):
+        for value, place in zip(sums, self._partial(panel, tile)):
             self.b.store(value, place)
 
     # ------------------------------------------------------------------ the epilogue

@@ -15,8 +15,10 @@ _BLOCK, _LONGEST_BLOCK = 512, 768
 # Rows up to which columns that lie along K stay as they are. Dots add up many products in one go if each column is
 # read once, fewer if the columns have to stay in the first-level cache for the next row.
 _FEW_ROWS, _LONG_DOT, _SHORT_DOT = 8, 8192, 400
-# A matrix of so many bytes passes by only once: it is read in the order of memory, so many of its rows at a time.
-_PASSING, STREAMED_ROWS = 1 << 19, 8
+# A matrix of more bytes that meets one row, or a few rows, is read in the order of memory.
+_PASSES_ROW, _PASSES_TILE, _STREAMED_TO = 1 << 19, 1 << 22, 16
+# Some of its rows run side by side: 8 suit memory best, but rounding errors of long sums shrink with more.
+_STREAMED_ROWS, _LONG_STREAM, _LONG_STREAMED_ROWS = 8, 4096, 32
 # The most work, in operations, that an epilogue may unroll over the registers of one tile.
 _UNROLLED_COST = 160
 # Row tiles that read a panel of B before copying it pays, if its rows lie so many bytes apart.
@@ -40,7 +42,7 @@ class Tiling:
         pack_b: each panel of B is copied so that its rows lie one after another.
         overlap: the last tile may repeat rows or columns of the one before, so that all tiles share one code.
         along_k: vectors run along K, and each row of C is a row of dot products.
-        streams: B passes by in the order of memory, and C is a row of partial sums.
+        streams: B passes by in the order of memory, and all of C is partial sums meanwhile.
         in_registers: the epilogue runs on the accumulators' registers, else in a loop over the tile's memory.
         masks_b: the last columns of B can be loaded under a mask; else they are copied, with zeros behind.
         masks_c: the last columns of C, and all that the epilogue reads, can be accessed under a mask.
@@ -133,7 +135,7 @@ def choose_tiling(p: Product, target: Target) -> Tiling:
     )
     if _runs_along_k(p, lanes) and not costly:
         return _along_k(p, tiling)
-    return _streamed(p, tiling) if _passes_by(p, tiling) else tiling
+    return _streamed(p, tiling) if _passes_by(p, tiling) and not costly else tiling
 
 
 def _along_k(p: Product, tiling: Tiling) -> Tiling:
@@ -156,21 +158,23 @@ def _streamed(p: Product, tiling: Tiling) -> Tiling:
     return replace(
         tiling,
         vectors=vectors,
-        block=STREAMED_ROWS,
+        block=_STREAMED_ROWS if length_of(p.k) <= _LONG_STREAM else _LONG_STREAMED_ROWS,
+        pack_a=False,
+        pack_b=False,
         overlap=False,
         streams=True,
-        in_registers=_fits_registers(p.store, p.n, vectors),
+        in_registers=_fits_registers(p.store, p.n, tiling.rows * vectors),
     )
 
 
 def _passes_by(p: Product, tiling: Tiling) -> bool:
-    """Whether one row meets a matrix of known size that is too large to read in pieces, and lies as it is needed."""
-    k, n = p.k.extent, p.n.extent
-    if length_of(p.m) != 1 or p.segments or tiling.pack_b or not isinstance(k, int) or not isinstance(n, int):
+    """Whether few rows meet a matrix of known size that is too large to read in pieces, and lies as it is needed."""
+    m, k, n = p.m.extent, p.k.extent, p.n.extent
+    if not (isinstance(m, int) and isinstance(k, int) and isinstance(n, int)) or m > _STREAMED_TO:
         return False
-    if not tiling.masks_b and n % tiling.lanes:
+    if p.segments or p.b.index.factor(p.n) != 1 or (not tiling.masks_b and n % tiling.lanes):
         return False
-    return k * n * NUMPY_DTYPE[p.b.dtype].itemsize > _PASSING
+    return k * n * NUMPY_DTYPE[p.b.dtype].itemsize > (_PASSES_ROW if m == 1 else _PASSES_TILE)
 
 
 def _block_length(k: Var, usual: int, longest: int, lanes: int) -> int:
@@ -248,4 +252,4 @@ def _fits_registers(store: Store, n: Var, registers: int) -> bool:
     return cost * registers <= _UNROLLED_COST
 
 
-__all__ = ["MOST_ROWS", "STREAMED_ROWS", "Product", "Tiling", "choose_tiling", "even_height", "length_of"]
+__all__ = ["MOST_ROWS", "Product", "Tiling", "choose_tiling", "even_height", "length_of"]
