@@ -454,6 +454,8 @@ def _format_value(
                 operands = [names[a] for a in args]
                 if op in _INFIX:
                     text = f"({operands[0]} {_INFIX[op]} {operands[1]})"
+                elif op == "fraction":
+                    text = f"fraction_{dtype}({operands[0]})"
                 elif op == "cast":
                     text = f"{dtype}({operands[0]})"
                 else:

@@ -92,6 +92,8 @@ class Reader:
                 return SizeValue(attrs["dim"], node.dtype)
             case "iota":
                 return IndexValue(index[0], node.dtype)
+            case "positions":
+                return IndexValue(linear(node.shape, index), node.dtype)
             case "reshape":
                 return self.read(node.inputs[0], _reshaped(node, index))
             case "transpose":

@@ -1,11 +1,13 @@
-"""The pass that drops work nobody looks at: operands that lend only their shape, and updates that change nothing."""
+"""The pass that drops work nobody looks at: operands that lend only their shape, updates without a use."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from graphkb.ir.graph import Graph
+from graphkb.ir.graph import Graph, toposort
+from graphkb.ir.leaves import DrawCell, VariableCell
 from graphkb.ir.node import Node, make
 from graphkb.ops.leaf import VARIABLE, constant
 from graphkb.ops.shape import BROADCAST_TO, broadcast_to
@@ -33,10 +35,21 @@ class EliminateDead:
 
     def apply(self, graph: Graph) -> Graph:
         graph = rewrite_graph(graph, (shape_only,))
-        updates = tuple((cell, new) for cell, new in graph.updates if not _keeps(cell, new))
+        updates = _made([(cell, new) for cell, new in graph.updates if not _keeps(cell, new)], graph.outputs)
         if len(updates) == len(graph.updates):
             return graph
         return replace(graph, updates=updates, _order=None)
+
+
+def _made(
+    updates: Sequence[tuple[VariableCell, Node]], outputs: Sequence[Node]
+) -> tuple[tuple[VariableCell, Node], ...]:
+    """The updates without the counts of random draws that nothing needs any more, such as dropout in testing."""
+    if not any(isinstance(cell, DrawCell) for cell, _ in updates):
+        return tuple(updates)
+    needed = toposort([*outputs, *[new for cell, new in updates if not isinstance(cell, DrawCell)]])
+    drawn = {node.attrs["cell"] for node in needed if node.op is VARIABLE}
+    return tuple([(cell, new) for cell, new in updates if not isinstance(cell, DrawCell) or cell in drawn])
 
 
 def _keeps(cell: object, new: Node) -> bool:

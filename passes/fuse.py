@@ -34,7 +34,7 @@ SCATTERED = {"pad", "pad_value", "concatenate"}
 # Rows up to this length are reduced several times in one kernel; longer ones would leave the cache in between.
 LONGEST_ROW = 65536
 # Leaves without memory of their own, which kernels compute.
-INLINE_LEAVES = {"size", "iota"}
+INLINE_LEAVES = {"size", "iota", "positions"}
 
 
 @dataclass(frozen=True)

@@ -132,9 +132,10 @@ def all_contracts() -> tuple[Contract, ...]:
     """Every contract there is, one for each op."""
     from contracts_conv import CONVOLUTIONS
     from contracts_elementwise import ELEMENTWISE
+    from contracts_random import RANDOM
     from contracts_structure import STRUCTURE
 
-    return (*ELEMENTWISE, *STRUCTURE, *CONVOLUTIONS)
+    return (*ELEMENTWISE, *STRUCTURE, *RANDOM, *CONVOLUTIONS)
 
 
 __all__ = ["DTYPES", "FLOATS", "INTEGERS", "Case", "Contract", "all_contracts", "sample", "widen"]

@@ -162,6 +162,15 @@ from graphkb.backend.pooling import (
     pool2d,
     pool3d,
 )
+from graphkb.backend.random import (
+    dropout,
+    random_binomial,
+    random_normal,
+    random_normal_variable,
+    random_uniform,
+    random_uniform_variable,
+    truncated_normal,
+)
 from graphkb.backend.reductions import (
     all,
     any,
@@ -257,6 +266,7 @@ __all__ = [
     "cumsum",
     "depthwise_conv2d",
     "dot",
+    "dropout",
     "dtype",
     "eager",
     "elu",
@@ -333,6 +343,11 @@ __all__ = [
     "pool3d",
     "pow",
     "prod",
+    "random_binomial",
+    "random_normal",
+    "random_normal_variable",
+    "random_uniform",
+    "random_uniform_variable",
     "reciprocal",
     "relu",
     "repeat",
@@ -383,6 +398,7 @@ __all__ = [
     "to_dense",
     "transpose",
     "trunc",
+    "truncated_normal",
     "update",
     "update_add",
     "update_sub",

@@ -162,10 +162,11 @@ def eval(x: Any) -> Array:
         changes = _changes([x], [x])
         if changes:
             from graphkb.runtime.interpreter import Program
-            from graphkb.runtime.wiring import show_updates
+            from graphkb.runtime.wiring import count_draws, show_updates
 
             graph = Graph((), (x.node,), tuple(changes.items()), "eval")
-            return Program(_in_test_phase(show_updates(graph, [_is_late(x)]))).run(())[0]
+            graph = _in_test_phase(show_updates(graph, [_is_late(x)]))
+            return Program(count_draws(graph)).run(())[0]
     return evaluate_node(as_node(x))
 
 

@@ -66,7 +66,9 @@ def batch_get_value(ops: Sequence[Any]) -> list[Array]:
     def read() -> list[Array]:
         return [x.cell.array.copy() if isinstance(x, Variable) else evaluate_node(x.node) for x in ops]
 
-    return state_lock.run(Lock.SHARED, read)
+    # Computing a tensor may count random draws.
+    kind = Lock.SHARED if all(isinstance(x, Variable) for x in ops) else Lock.EXCLUSIVE
+    return state_lock.run(kind, read)
 
 
 def set_value(x: Variable, value: Any) -> None:

@@ -100,7 +100,7 @@ def details(node: Node, symbols: SymbolNames, width: int = 44) -> list[str]:
     if body is not None:
         work = _work(body)
         return wrap([n.op.name for n in work], " · ", width, 4) if len(work) > 1 else []
-    if node.op.kind == "leaf" and node.op.name not in ("size", "iota"):
+    if node.op.kind == "leaf" and node.op.name not in ("size", "iota", "positions"):
         return []
     shown = [f"{name}={format_attr(v, symbols)}" for name, v in node.attrs.items() if v not in ((), False, None)]
     return [clip(line, width) for line in wrap(shown, " ", width, 2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -96,7 +97,24 @@ class VariableCell:
         return repr(self.name)
 
     def __reduce__(self) -> tuple[Callable[..., VariableCell], tuple[Any, ...]]:
-        return VariableCell, (self.array.copy(), self.name)
+        return type(self), (self.array.copy(), self.name)
+
+
+class DrawCell(VariableCell):
+    """The number of the call of one random draw: every function that makes the draw counts it up.
+
+    Attributes:
+        serial: a number that grows from draw to draw, which tells what was drawn since a moment.
+    """
+
+    __slots__ = ("serial",)
+
+    def __init__(self, value: Array, name: str) -> None:
+        super().__init__(value, name)
+        self.serial = next(_serials)
+
+
+_serials = itertools.count()
 
 
 _counters: dict[str, int] = {}

@@ -22,7 +22,7 @@ from graphkb.runtime.inputs import Parameters, Shapes
 from graphkb.runtime.options import Options, resolve
 from graphkb.runtime.plan import Plan, make_plan
 from graphkb.runtime.report import Report
-from graphkb.runtime.wiring import feed, show_updates
+from graphkb.runtime.wiring import count_draws, feed, show_updates
 
 if TYPE_CHECKING:
     from graphkb.dumps_folder import FolderDump
@@ -197,7 +197,7 @@ class Function:
         if len(set(graph.inputs)) != len(graph.inputs):
             raise GraphError(f"{name or graph.name}: a placeholder stands twice among the inputs")
         graph = show_updates(graph, after_updates)
-        graph = feed(graph)
+        graph = count_draws(feed(graph))
         if name is not None and name != graph.name:
             graph = replace(graph, name=name)
         _check_updates(graph)

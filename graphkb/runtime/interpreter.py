@@ -22,6 +22,7 @@ from graphkb.ops.control import COND, SCAN, run_scan
 from graphkb.ops.control import Step as Run
 from graphkb.ops.leaf import CONSTANT, PLACEHOLDER, SIZE, VARIABLE
 from graphkb.runtime.state_lock import state_lock
+from graphkb.runtime.wiring import count_draws
 
 _SLACK = 64
 _PRESET = (CONSTANT, VARIABLE, SIZE)  # leaves whose arrays are known before the program runs
@@ -260,7 +261,7 @@ def evaluate(nodes: Sequence[Node]) -> list[Array]:
         InputError: a placeholder is needed; the text names it.
         Exception: of the type that an op raised.
     """
-    return Program(Graph((), tuple(nodes), (), "eval")).run(())
+    return Program(count_draws(Graph((), tuple(nodes), (), "eval"))).run(())
 
 
 def meaning(node: Node) -> Callable[..., Array]:

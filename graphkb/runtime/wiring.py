@@ -1,4 +1,4 @@
-"""Changes to a graph's ends before it is compiled: values that show updates, and inputs that are not placeholders."""
+"""Changes to a graph's ends before it is compiled: values that show updates, computed inputs, counts of draws."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from graphkb.ir.graph import Graph, replace_nodes, toposort
 from graphkb.ops.leaf import PLACEHOLDER, VARIABLE, placeholder
+from graphkb.ops.random import draw_cells, next_call
 
 
 def show_updates(graph: Graph, after: Sequence[bool]) -> Graph:
@@ -40,3 +41,10 @@ def feed(graph: Graph) -> Graph:
             fed[node] = placeholder(node.shape, node.dtype, f"input_{index}")
     replaced = graph.with_roots(replace_nodes(graph.roots, fed))
     return replace(replaced, inputs=tuple([fed[node] for node in graph.inputs]), _order=None)
+
+
+def count_draws(graph: Graph) -> Graph:
+    """Let every random draw of the graph be another one at the next call: an update counts its calls."""
+    counted = {cell for cell, _ in graph.updates}
+    calls = [(cell, next_call(cell)) for cell in draw_cells(graph) if cell not in counted]
+    return replace(graph, updates=(*graph.updates, *calls), _order=None) if calls else graph
