@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,19 @@ def expect(program: RandomProgram) -> Expectation:
     return Expectation(program.results(graph, interpret(graph, feeds)), [program.results(graph, run) for run in noisy])
 
 
+def _terms(node: Node, inputs: Sequence[Array], value: Array) -> int:
+    """How many numbers each element of the result adds up."""
+    match node.op.name:
+        case "dot":
+            return prod(inputs[0].shape[a] for a in node.attrs["contract_x"])
+        case "conv":
+            return prod(inputs[1].shape[: len(node.attrs["strides"])]) * inputs[1].shape[-2]
+        case "window_sum":
+            return prod(node.attrs["window"])
+        case _:
+            return max(1, inputs[0].size // max(1, value.size))
+
+
 @dataclass(frozen=True)
 class Noise:
     """Moves what an op gave by `strength` times what it may be off; by more than once, so that no rounding hides it."""
@@ -92,7 +106,7 @@ class Noise:
             return self._moved(value, value, 1.0, exact != value)
         if contract.scale is not None:
             scale = contract.scale(*[widen(a) for a in inputs], **node.attrs)
-            terms = max(1, inputs[0].size // max(1, value.size))
+            terms = _terms(node, inputs, value)
             return self._moved(value, np.asarray(scale).astype(value.dtype), terms**0.5 + 1, terms > 1)
         if contract.ulp > 0.5:
             return self._moved(value, value, min(contract.ulp, 4.0), value != 0)

@@ -8,8 +8,8 @@ from graphkb.ir.dims import symbol
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node
 from graphkb.ir.verify import verify
+from graphkb.ops import conv, index, linalg, reduce, shape, window
 from graphkb.ops import elementwise as e
-from graphkb.ops import index, linalg, reduce, shape
 from graphkb.ops.leaf import iota, placeholder, size
 from graphkb.passes.fuse import Fuse
 
@@ -121,6 +121,25 @@ def test_very_long_rows_are_reduced_one_after_the_other() -> None:
 def test_a_product_takes_in_what_follows_but_not_its_operands() -> None:
     x, w, b = x_(4, 5), x_(5, 6, name="w"), x_(6, name="b")
     assert kernels(e.relu(dot(x * 2, w) + b)) == [["mul"], ["dot", "add", "relu"]]
+
+
+def test_a_convolution_takes_in_what_follows_but_not_its_operands() -> None:
+    x, w, b = x_(1, 6, 6, 3), x_(3, 3, 3, 8, name="w"), x_(8, name="b")
+    y = e.relu(conv.conv(x * 2, w, (1, 1), (1, 1)) + b)
+    assert kernels(y) == [["mul"], ["conv", "add", "relu"]]
+    assert kernels(conv.conv(x, e.tanh(w), (1, 1), (1, 1))) == [["tanh"], ["conv"]]
+
+
+def test_windows_take_in_cheap_work_and_what_follows() -> None:
+    x = x_(1, 6, 6, 3)
+    sizes = (1, 2, 2, 1)
+    assert kernels(e.tanh(window.window_max(e.relu(x), sizes, sizes))) == [["relu", "window_max", "tanh"]]
+    # Overlapping windows would compute what costs more several times.
+    assert kernels(window.window_sum(e.exp(x), sizes, (1, 1, 1, 1))) == [["exp"], ["window_sum"]]
+    assert kernels(window.window_sum(window.window_max(x, sizes, sizes), sizes, sizes)) == [
+        ["window_max"],
+        ["window_sum"],
+    ]
 
 
 def test_a_residual_stands_in_memory() -> None:

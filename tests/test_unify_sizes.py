@@ -7,8 +7,8 @@ from graphkb.ir.graph import Graph, graph_symbols
 from graphkb.ir.leaves import VariableCell
 from graphkb.ir.node import Node
 from graphkb.ir.verify import verify
+from graphkb.ops import conv, linalg, shape
 from graphkb.ops import elementwise as e
-from graphkb.ops import linalg, shape
 from graphkb.ops.leaf import placeholder
 from graphkb.passes.unify_sizes import UnifySizes
 
@@ -48,6 +48,13 @@ def test_contracted_sizes_become_one() -> None:
     x, w = unknown("n", "k"), unknown("j", 3)
     graph = unify([x, w], linalg.dot(x, w, (), (), (1,), (0,)))
     assert graph.inputs[0].shape[1] == graph.inputs[1].shape[0]
+
+
+def test_channels_of_a_convolution_become_one() -> None:
+    x, kernel = unknown("n", "h", "c"), unknown(2, "k", 3)
+    graph = unify([x, kernel], conv.conv(x, kernel, (2,), (1,)))
+    assert graph.inputs[0].shape[2] == graph.inputs[1].shape[1]
+    assert len(graph_symbols(graph)) == 3
 
 
 def test_concatenated_sizes_become_one_beside_the_axis() -> None:
