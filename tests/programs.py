@@ -47,6 +47,16 @@ class RandomProgram:
     def bound(self) -> Graph:
         return self.graph.bind(self.sizes)
 
+    def resized(self, sizes: Sequence[int]) -> RandomProgram:
+        """The same graph with other sizes and as many values as they need."""
+        known = dict(zip(self.sizes, sizes))
+        shapes = [tuple(substitute(d, known) for d in node.shape) for node in self.graph.inputs]
+        feeds = [
+            np.resize(a, s) if a.size else np.ones(s, a.dtype)  # type: ignore[arg-type]
+            for a, s in zip(self.feeds, shapes)
+        ]
+        return RandomProgram(self.graph, feeds, known, self.state)
+
     def results(self, graph: Graph, roots: Sequence[Array]) -> list[Array]:
         """The outputs, then every variable's value after the call: passes may drop updates that change nothing."""
         count = len(self.graph.outputs)

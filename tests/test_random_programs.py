@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 import numpy as np
+import pytest
 from evaluate import Array, finite_differences, interpret
 from hypothesis import HealthCheck, Phase, assume, given, note, settings
 from noise import Expectation, expect
@@ -84,6 +85,26 @@ def test_functions_compute_the_same(program: RandomProgram) -> None:
         function = Function(program.graph, options={"mode": mode})
         for turn in ("first", "second"):
             expected.check(roots_of(program, function), f"{turn} call in mode {mode}")
+
+
+@budget(80)
+@given(programs())
+def test_functions_take_other_sizes(program: RandomProgram) -> None:
+    """They compute what the interpreter does, or refuse the sizes as it does and leave the variables as they were."""
+    note(program.code())
+    function = Function(program.graph, options={"mode": "native"})
+    n, m = program.sizes.values()
+    for sizes in ((n, m), (m, n), (4, 4), (n, m)):
+        other = program.resized(sizes)
+        note(f"sizes {sizes}")
+        try:
+            expected = expect(other)
+        except (ValueError, IndexError) as error:
+            with pytest.raises(type(error)):
+                function(other.feeds)
+            assert all((cell.array == value).all() for cell, value in program.state.items())
+        else:
+            expected.check(roots_of(other, function), f"with sizes {sizes}")
 
 
 @budget(60)
