@@ -1,11 +1,12 @@
 """The fit script: minimax theory holds, and coefficients.py is what the script produces."""
 
+from fractions import Fraction
+
 import pytest
 from mpmath import mp, mpf
 
-from graphkb.codegen.vecmath.coefficients import COEFFICIENTS, PIECES, PIECES_FIRST
-from graphkb.codegen.vecmath.fit import FITS, Fit, render, single
-from graphkb.codegen.vecmath.fit import PIECES as PIECE_FITS
+from graphkb.codegen.vecmath.coefficients import COEFFICIENTS, PIECES_FIRST, TABLES
+from graphkb.codegen.vecmath.fit import FITS, PIECES, Fit, log_table, render, single
 from graphkb.codegen.vecmath.remez import Family, chebyshev_grid, fit_polynomial
 
 
@@ -21,9 +22,26 @@ def test_table_is_what_the_script_produces(row: Fit) -> None:
 
 def test_table_has_every_row_and_no_other() -> None:
     assert set(COEFFICIENTS) == {(f.name, f.dtype) for f in FITS}
-    assert set(PIECES) == {p.name for p in PIECE_FITS}
-    for rows in PIECES.values():
-        assert {len(row) for row in rows} == {32}
+    assert set(TABLES) == {p.name for p in PIECES} | {"log2_float32", "log_float64"}
+    for name, rows in TABLES.items():
+        assert {len(row) for row in rows} == {16 if name.endswith("64") else 32}
+
+
+def test_reciprocals_leave_exact_remainders() -> None:
+    """c m - 1 has no more bits than m at both ends of every part, and is below the bound of the polynomial."""
+    for columns, name, bits, bound in ((32, "log2_float32", 24, 2.0**-5), (16, "log_float64", 53, 2.0**-4)):
+        assert tuple(log_table(columns, 1, 41)[0]) == TABLES[name][0]
+        for j, c in enumerate(TABLES[name][0]):
+            half = 2 if j >= columns // 2 else 1
+            unit = Fraction(1, 2 ** (bits - 1) * half)
+            for m in (
+                Fraction(columns + j, columns * half),
+                Fraction(columns + j + 1, columns * half) - unit,
+            ):
+                rest = Fraction(c) * m - 1
+                assert abs(rest) < bound
+                assert Fraction(float(rest)) == rest
+                assert columns == 16 or single(float(rest)) == float(rest)
 
 
 def test_rendered_table_is_python() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from graphkb.codegen.builder import Value, type_of
-from graphkb.codegen.vecmath.coefficients import PIECES, PIECES_FIRST
+from graphkb.codegen.vecmath.coefficients import PIECES_FIRST, TABLES
 from graphkb.codegen.vecmath.expression import Expr, in_registers
 
 _SUFFIX = {"float32": "ps.512", "float64": "pd.512"}
@@ -42,6 +42,28 @@ def getmant(x: Expr) -> Expr:
     return _masked([x], "getmant", ", i32 11")
 
 
+# What replaces the result for each class of the argument, four bits a class: -inf for 0, NaN for negative numbers
+# and -inf, inf for inf; nothing for the others.
+_FIX_LOG = 4 << 8 | 3 << 16 | 5 << 20 | 3 << 24
+
+
+def fix_log(result: Expr, x: Expr) -> Expr:
+    """`result`, but the logarithm's value where x is zero, negative or infinite."""
+    b, dtype = x.b, x.dtype
+
+    def write(left: Value, right: Value) -> Value:
+        kind, lanes = type_of(left), left.lanes
+        bits = "i32" if dtype == "float32" else "i64"
+        name = f"llvm.x86.avx512.mask.fixupimm.{_SUFFIX[dtype]}"
+        b.declare(name, f"declare {kind} @{name}({kind}, {kind}, <{lanes} x {bits}>, i32, i{lanes}, i32)")
+        listed = f"{kind} {left.name}, {kind} {right.name}, <{lanes} x {bits}> splat ({bits} {_FIX_LOG})"
+        return b.fresh(
+            f"call {kind} @{name}({listed}, i32 0, i{lanes} -1, {_DEFAULT_ROUNDING})", dtype, lanes
+        )
+
+    return Expr(b, in_registers(b, [result.value, x.value], write))
+
+
 def table_lookup(index: Expr, table: Sequence[float], dtype: str) -> Expr:
     """table[index mod len(table)], where the table fills one or two registers."""
     b, lanes = index.b, index.lanes
@@ -69,7 +91,7 @@ def piecewise(x: Expr, name: str, last: float) -> Expr:
     highest two of the fraction, therefore they may span eight octaves; the first one reaches down to 0, has its
     center there and gives what is to be added to x.
     """
-    rows = PIECES[name]
+    rows = TABLES[name]
     size = abs(x).at_most(last)
     index = size.at_least(PIECES_FIRST * 0.9375).bits() >> 21
     step = size - table_lookup(index, rows[0], "float32")

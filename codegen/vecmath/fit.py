@@ -87,6 +87,16 @@ def _log_ratio_5(z: Any) -> Any:
     return (2 * mp.atanh(s) - 2 * s - 2 * s**3 / 3) / s**5
 
 
+def _log2_tail(r: Any) -> Any:
+    """(log2(1 + r) - r / log(2)) / r²"""
+    return mp.fsum(-((-r) ** k) / (k + 2) for k in range(40)) / mp.log(2)
+
+
+def _log_tail(r: Any) -> Any:
+    """(log(1 + r) - r + r² / 2) / r³"""
+    return mp.fsum((-r) ** k / (k + 3) for k in range(50))
+
+
 def _of_square(function: Function, power: int, *leading: Any) -> Function:
     """(f(x) - leading terms) / x^power as a function of z = x²; the terms go up in steps of two."""
 
@@ -176,7 +186,31 @@ FITS: tuple[Fit, ...] = (
     # e^(x²) erfc(x) as a function of t = (x - k) / (x + k)
     Fit("erfc", "float32", _erfcx(3.0), -1, mpf("0.5421"), range(11)),
     Fit("erfc", "float64", _flat_erfcx(4.0), -1, mpf("0.7446"), range(25)),
+    # (log2(1 + r) - r / log(2)) / r² and (log(1 + r) - r + r² / 2) / r³ behind a table of reciprocals
+    Fit("pow_table", "float32", _log2_tail, -0.0313, 0.0313, range(5)),
+    Fit("pow_table", "float64", _log_tail, -0.0626, 0.0626, range(12)),
 )
+
+
+def log_table(columns: int, scale: Any, high_bits: int) -> list[list[float]]:
+    """Reciprocals c of few bits for parts of [0.75, 1.5), and -log(c) * scale in two parts.
+
+    The column is read from the first bits of the fraction, so the second half of the columns lies below 1. The
+    bits of c are so few that c m - 1 is exact for every m of its part.
+    """
+    bits = columns.bit_length()
+    rows: list[list[float]] = [[], [], []]
+    with mp.workdps(DIGITS):
+        for j in range(columns):
+            below = j >= columns // 2
+            center = (1 + (j + mpf(1) / 2) / columns) / (2 if below else 1)
+            step = 2 ** (bits - 1 if below else bits)
+            reciprocal = 1.0 if j in (0, columns - 1) else float(mp.nint(step / center)) / step
+            value = -mp.log(reciprocal) * scale
+            high = mp.nint(value * 2**high_bits) / mpf(2) ** high_bits
+            for row, number in zip(rows, (reciprocal, high, value - high)):
+                row.append(single(number) if columns == 32 else float(number))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -234,20 +268,21 @@ def render(
     ]
     for fit, values, worst in rows:
         lines.append(f'    ("{fit.name}", "{fit.dtype}"): (  # 2^{float(mp.log(worst, 2)):.2f}')
-        lines += [f"        {value!r}," for value in values]
+        lines += [f"        {', '.join(map(repr, values[i : i + 4]))}," for i in range(0, len(values), 4)]
         lines.append("    ),")
     lines += [
-        "}",
+        "}  # fmt: skip",
         "",
-        "# Odd functions on quarters of octaves from PIECES_FIRST on: the centers, then a row for each power.",
+        "# Tables for register lookup: odd functions on quarters of octaves from PIECES_FIRST on, as the centers and",
+        "# a row for each power; and reciprocals, with the logarithms of their inverses in two parts.",
         f"PIECES_FIRST = {PIECES_FIRST}",
-        "PIECES: dict[str, tuple[tuple[float, ...], ...]] = {",
+        "TABLES: dict[str, tuple[tuple[float, ...], ...]] = {",
     ]
     for name, table in pieces:
         lines.append(f'    "{name}": (')
         for row in table:
             lines.append("        (")
-            lines += [f"            {', '.join(map(repr, row[i : i + 4]))}," for i in range(0, 32, 4)]
+            lines += [f"            {', '.join(map(repr, row[i : i + 4]))}," for i in range(0, len(row), 4)]
             lines.append("        ),")
         lines.append("    ),")
     return "\n".join([*lines, "}  # fmt: skip", ""])
@@ -261,7 +296,10 @@ def main() -> None:
         values, worst = fit.run()
         print(f"{fit.name:12} {fit.dtype} 2^{float(mp.log(worst, 2)):.2f}")
         rows.append((fit, values, worst))
-    text = render(rows, [(piece.name, piece.run()) for piece in PIECES])
+    tables = [(piece.name, piece.run()) for piece in PIECES]
+    tables.append(("log2_float32", log_table(32, 1 / mp.log(2), 15)))
+    tables.append(("log_float64", log_table(16, mpf(1), 41)))
+    text = render(rows, tables)
     if "--check" in sys.argv[1:]:
         if path.read_text() != text:
             sys.exit("coefficients.py is not what fit.py produces: run it without --check")

@@ -6,10 +6,10 @@ s = f / (2 + f), because log(1 + f) = 2 atanh(s) (as in P.-T. P. Tang, ACM TOMS 
 
 import math
 
-from graphkb.codegen.vecmath.avx512 import getexp, getmant, scalef
+from graphkb.codegen.vecmath.avx512 import fix_log, getexp, getmant, scalef
 from graphkb.codegen.vecmath.coefficients import COEFFICIENTS
 from graphkb.codegen.vecmath.exponential import FORMATS, exp, power_of_two
-from graphkb.codegen.vecmath.expression import Expr, fast_two_sum, horner, two_sum
+from graphkb.codegen.vecmath.expression import Expr, horner, two_sum
 
 
 def split(x: Expr) -> tuple[Expr, Expr]:
@@ -112,17 +112,20 @@ def log_of_sum(high: Expr, low: Expr, doublings: Expr | float = 0.0) -> Expr:
 def log1p(x: Expr) -> Expr:
     """log(1 + x), accurate near 0"""
     total, error = two_sum(x.const(1.0), x)
-    result = log_of_sum(total, error).copysign(x)
+    result = log_of_sum(total, error)
+    if x.b.target.is_avx512:
+        return fix_log(result, total).copysign(x)
     edge = x.eq(-1.0).where(x.const(-math.inf), (x < -1.0).where(x.const(math.nan), x))
     ordinary = (x > -1.0) & (x < math.inf)
-    return ordinary.where(result, edge)
+    return ordinary.where(result.copysign(x), edge)
 
 
 def softplus(x: Expr) -> Expr:
-    """log(1 + e^x) as max(x, 0) + log(1 + e^-|x|)"""
+    """log(1 + e^x) as max(x, 0) + log(1 + p) with p = e^-|x|, where 1 + p needs no more than one halving"""
     power = exp(-abs(x))
-    total, error = fast_two_sum(x.const(1.0), power)
-    return (x > 0.0).where(x, 0.0) + log_of_sum(total, error)
+    halve = power > 0.5
+    f = halve.where((power - 1.0) * 0.5, power)
+    return (x > 0.0).where(x, 0.0) + log_of(halve.where(x.const(1.0), 0.0), f)
 
 
 def asinh(x: Expr) -> Expr:

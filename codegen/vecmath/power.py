@@ -2,27 +2,43 @@
 
 import math
 
-from graphkb.codegen.vecmath.coefficients import COEFFICIENTS
+from graphkb.codegen.builder import Value
+from graphkb.codegen.vecmath.avx512 import scalef, table_lookup
+from graphkb.codegen.vecmath.coefficients import COEFFICIENTS, TABLES
 from graphkb.codegen.vecmath.exponential import FORMATS, power_of_two, reduce_exp, scale, whole
 from graphkb.codegen.vecmath.expression import Expr, fast_two_sum, horner, two_product
 from graphkb.codegen.vecmath.logarithm import split
 
+_LOG2_E = (1.4426950216293335, 1.9259629911266175e-08)  # 1 / log(2) in two parts of float32
 _TWO_THIRDS = (0.6666666666666666, 3.700743415417188e-17)
 
 
 def power(x: Expr, y: Expr) -> Expr:
     """x^y with the special cases of C and NumPy: x^0 = 1^y = 1, NaN for negative finite x and fractional y"""
     size = abs(x)
-    result = _narrow_power(size, y) if x.dtype == "float32" else _wide_power(size, y)
+    if x.b.target.is_avx512:
+        result = _narrow_table_power(size, y) if x.dtype == "float32" else _wide_table_power(size, y)
+    else:
+        result = _narrow_power(size, y) if x.dtype == "float32" else _wide_power(size, y)
+    ordinary = (x > 0.0) & (x < math.inf) & (abs(y) < math.inf)
+
+    def settle() -> list[Value]:
+        return [_settle(x, y, size, result).value]
+
+    return Expr(
+        x.b, x.b.branch((~ordinary).any(), settle, lambda: [result.value], likely=False, hint="pow")[0]
+    )
+
+
+def _settle(x: Expr, y: Expr, size: Expr, result: Expr) -> Expr:
+    """The result where x is not positive and finite or y is not finite."""
     one, zero = x.const(1.0), x.const(0.0)
     # Zero and infinity: which of them comes out depends on the sign of y.
     edge = size.eq(0.0) | size.eq(math.inf)
     vanishes = ~(size.eq(0.0) ^ (y > 0.0))
     result = edge.where(vanishes.where(zero, math.inf), result)
     result = size.eq(1.0).where(one, result)
-    half = y * 0.5
-    even = _whole(half)
-    integral = _whole(y)
+    even, integral = _whole(y * 0.5), _whole(y)
     negative = x.bits() < 0
     result = (negative & integral & ~even).where(-result, result)
     undefined = (x < 0.0) & ~integral & (size < math.inf)
@@ -75,17 +91,60 @@ def _log_in_two_parts(size: Expr) -> tuple[Expr, Expr]:
 
 
 def _wide_power(size: Expr, y: Expr) -> Expr:
-    """e^(y log(size)) for positive finite float64, the product in two parts"""
+    """e^(y log(size)) for positive finite float64"""
+    return _exp_of_product(y, *_log_in_two_parts(size))
+
+
+def _exp_of_product(y: Expr, high: Expr, low: Expr) -> Expr:
+    """e^(y (high + low))"""
     form = FORMATS["float64"]
-    high, low = _log_in_two_parts(size)
     # A larger exponent overflows every base but 1 all the same, and its products stay finite.
     y = y.at_most(2.0**66).at_least(-(2.0**66))
     product, error = two_product(y, high)
     error = y.fma(low, error)
-    inside = abs(product) < 1000.0
-    error = inside.where(error, 0.0)
-    n, count, r = reduce_exp(product.at_most(form.largest).at_least(form.least))
-    return scale(horner(r + error, COEFFICIENTS["exp", "float64"]), n, count)
+    n, count, r = reduce_exp(product.at_most(form.largest + 2.0).at_least(form.least - 2.0))
+    # Where the product was cut the error is meaningless, but must not reach the polynomial.
+    rest = (r + error).at_most(1.0).at_least(-1.0)
+    return scale(horner(rest, COEFFICIENTS["exp", "float64"]), n, count)
+
+
+def _table_split(size: Expr, name: str, shift: int) -> tuple[Expr, Expr, Expr, Expr]:
+    """The exponent, r = c m - 1 for a reciprocal c from a table, and log(1 / c) in two parts."""
+    exponent, mantissa = split(size)
+    index = mantissa.bits() >> shift
+    reciprocal, high, low = (table_lookup(index, row, size.dtype) for row in TABLES[name])
+    return exponent, mantissa.fma(reciprocal, -1.0), high, low
+
+
+def _narrow_table_power(size: Expr, y: Expr) -> Expr:
+    """2^(y log2(size)) for positive finite float32, the logarithm in two parts"""
+    exponent, r, table, table_low = _table_split(size, "log2_float32", 18)
+    first, first_low = _LOG2_E
+    tail = r.fma(horner(r, COEFFICIENTS["pow_table", "float32"]), first_low)
+    base = exponent + table
+    lead = r * first
+    high, low = fast_two_sum(base, lead)
+    low = low + (r.fma(first, -lead) + r.fma(tail, table_low))
+    # A larger exponent overflows every base but 1 all the same, and its products stay finite.
+    y = y.at_most(2.0**40).at_least(-(2.0**40))
+    product = y * high
+    # Where the product is cut the error is meaningless; elsewhere it stays below 4.
+    error = y.fma(low, y.fma(high, -product)).at_most(4.0).at_least(-4.0)
+    product = product.at_most(200.0).at_least(-200.0)
+    n = (product + error).rint()
+    return scalef(horner((product - n) + error, COEFFICIENTS["exp2", "float32"]), n)
+
+
+def _wide_table_power(size: Expr, y: Expr) -> Expr:
+    """e^(y log(size)) for positive finite float64, the logarithm in two parts"""
+    form = FORMATS["float64"]
+    exponent, r, table, table_low = _table_split(size, "log_float64", 48)
+    square, square_low = two_product(r, r)
+    near, near_low = fast_two_sum(r, square * -0.5)
+    tail = (r * square).fma(horner(r, COEFFICIENTS["pow_table", "float64"]), square_low * -0.5)
+    high, low = fast_two_sum(exponent.fma(form.ln2_high, table), near)
+    low = low + (exponent.fma(form.ln2_low, table_low) + (near_low + tail))
+    return _exp_of_product(y, *fast_two_sum(high, low))
 
 
 def rsqrt(x: Expr) -> Expr:
