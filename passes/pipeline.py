@@ -12,6 +12,10 @@ from graphkb.ir.verify import verify
 from graphkb.passes.eliminate_dead import EliminateDead
 from graphkb.passes.fold_constants import FoldConstants
 from graphkb.passes.fuse import Fuse
+from graphkb.passes.inline_bodies import InlineBodies
+from graphkb.passes.merge_loops import MergeLoops
+from graphkb.passes.optimize_bodies import OptimizeBodies
+from graphkb.passes.prune_loops import PruneLoops
 from graphkb.passes.prune_stop_gradient import PruneStopGradient
 from graphkb.passes.simplify import Simplify
 from graphkb.passes.stabilize import Stabilize
@@ -38,13 +42,21 @@ Pipeline = tuple[Pass, ...]
 
 def graph_passes(fastmath: bool = False) -> Pipeline:
     """The passes that hold for unknown sizes as well as for known ones; see `PIPELINE`."""
-    return (
-        Verify(),  # a broken graph is the builder's fault, not that of a pass
+    inner = (
         PruneStopGradient(),  # gradients are built by now: the markers have done their work and hide patterns
+        MergeLoops(),  # before anything rewrites bodies: it takes them by their nodes
         FoldConstants(),  # first, so that the rules below see literal zeros and ones
+        InlineBodies(),  # now conditions that are constant show, and the rules see what was written out
         Simplify(fastmath),  # before the formulas are looked at: they are found in normal form only
         Stabilize(fastmath),  # with the identities again, since better formulas open new ones
         EliminateDead(),  # after the rules, which leave operands behind that lend only their shape
+        PruneLoops(),  # all that is not needed is gone from this graph, so that bodies need not make it
+    )
+    return (
+        Verify(),  # a broken graph is the builder's fault, not that of a pass
+        *inner,
+        OptimizeBodies(inner),  # what comes from outside is settled
+        PruneLoops(),  # bodies may read less by now
         Verify(),  # what code generation relies on
     )
 

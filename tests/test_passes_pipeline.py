@@ -145,10 +145,15 @@ def test_passes_are_frozen_and_named():
     assert names == [
         "verify",
         "prune_stop_gradient",
+        "merge_loops",
         "fold_constants",
+        "inline_bodies",
         "simplify",
         "stabilize",
         "eliminate_dead",
+        "prune_loops",
+        "optimize_bodies",
+        "prune_loops",
         "verify",
     ]
     assert Simplify() == Simplify(fastmath=False) != Simplify(fastmath=True)

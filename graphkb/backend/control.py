@@ -15,6 +15,7 @@ from graphkb.ir.errors import ShapeError
 from graphkb.ir.graph import toposort
 from graphkb.ir.node import Node, record
 from graphkb.ops import leaf, shape
+from graphkb.ops.control import branch
 from graphkb.ops.elementwise import cast, select
 
 _phase: Tensor | int | None = None
@@ -137,7 +138,8 @@ def switch(condition: Any, then_expression: Any, else_expression: Any) -> Any:
     Args:
         condition: a Python bool, which chooses at once; a scalar tensor; or a tensor whose axes are the first ones
             of the two expressions. Numbers count as true when they are not 0.
-        then_expression: a tensor, a number, or a function without arguments that makes one.
+        then_expression: a tensor, a number, or a function without arguments that makes one. Under a scalar condition
+            what such a function builds is computed only where it is chosen.
         else_expression: the same. Under a scalar condition both must have one shape.
 
     Returns:
@@ -156,10 +158,20 @@ def switch(condition: Any, then_expression: Any, else_expression: Any) -> Any:
     test = cast(as_node(condition), "bool")
     if not test.ndim and leaf.is_constant(test):
         return _call(then_expression if leaf.constant_value(test) else else_expression)
-    chosen = [_call(then_expression), _call(else_expression)]
-    then, other = pair(*chosen)
+    with record() as made_then:
+        first = _call(then_expression)
+    with record() as made_other:
+        second = _call(else_expression)
+    chosen = [first, second]
+    with record() as casts:
+        then, other = pair(*chosen)
     if not test.ndim:
         _check_one_shape(then, other)
+        made_then |= casts & {then}
+        made_other |= casts & {other}
+        if then in made_then or other in made_other:
+            (result,) = branch(test, [then], [other], made_then, made_other)
+            return Tensor(result)
         # Sizes that only the call tells must be equal too: they must not broadcast.
         return Tensor(select(test, then, shape.reshape(other, then.shape)))
     # A number goes with every shape.

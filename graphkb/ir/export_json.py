@@ -25,7 +25,8 @@ def to_json(graph: Graph, values: bool = False) -> str:
     """The graph as a JSON text that `from_json` reads back.
 
     Everything is kept: names, types with their symbolic sizes, attributes, constants (base64 of the little-endian
-    bytes in row-major order), the user's lines, updates, and the bodies of fused nodes, loops and conditions. Equal graphs give equal texts.
+    bytes in row-major order), the user's lines, updates, and the bodies of fused nodes, loops and branches. Equal
+    graphs give equal texts.
 
     Args:
         values: whether the present values of variables are written too; otherwise only their names and types are.

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from graphkb.ir.errors import GraphError
-from graphkb.ir.graph import Graph
+from graphkb.ir.graph import Graph, bodies
 from graphkb.ir.text import format_node, number
 
 
 def verify(graph: Graph) -> None:
-    """Check structure and types; GraphError with the node printed and the message under it.
+    """Check structure and types, also of bodies; GraphError with the node printed and the message under it.
 
     Placeholders that the roots need must be among the inputs; each node's type must be what its op infers;
     updates must fit their variables.
     """
+    pending = [graph]
+    while pending:
+        top = pending.pop()
+        _verify(top)
+        pending += [body for node in top.nodes if node.op.kind == "control" for _, body in bodies(node)]
+
+
+def _verify(graph: Graph) -> None:
     inputs = set(graph.inputs)
     if len(inputs) != len(graph.inputs):
         raise GraphError("a placeholder stands twice among the inputs of one graph")

@@ -5,16 +5,18 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from graphkb.codegen.lock import Lock
-from graphkb.ir.graph import Graph
+from graphkb.ir.graph import Graph, bodies
 from graphkb.ir.leaves import Array, aligned_empty
 from graphkb.ir.node import Node
+from graphkb.ops.control import Step
 from graphkb.runtime.interpreter import Program as Interpreted
-from graphkb.runtime.interpreter import meaning, owned, raise_located, write
+from graphkb.runtime.interpreter import control_step, meaning, owned, raise_located, write
 from graphkb.runtime.options import Options
 from graphkb.runtime.report import Report, ReportStep, estimate, interpreted_step, origin_lines
 from graphkb.runtime.state_lock import state_lock
@@ -58,6 +60,12 @@ class Plan:
     def entry_spec(self) -> CallSpec | None:
         """What the native entry needs, where every step is native."""
         return None
+
+    def step(self) -> Step:
+        """The plan of a body as a function for loops and branches: what it returns may share memory with its inputs."""
+        if self._interpreted is None:
+            self._interpreted = Interpreted(self.graph)
+        return self._interpreted.compute
 
     def report(self) -> Report:
         """Which steps are native, and what they cost."""
@@ -119,6 +127,13 @@ class NativePlan(Plan):
     def entry_spec(self) -> CallSpec | None:
         return self._spec
 
+    def step(self) -> Step:
+        from graphkb.runtime.native_call import NativeEntry
+
+        entry = NativeEntry(self.run)
+        entry.add(self._spec)
+        return entry.callable
+
     def report(self) -> Report:
         steps = [
             _native_step(node, self.program.kernels.of(node).name)
@@ -131,9 +146,12 @@ class NativePlan(Plan):
 
 
 class MixedPlan(Plan):
-    """A graph some of whose steps are kernels: Python runs the steps in order."""
+    """A graph some of whose steps are kernels, or loops and branches: Python runs the steps in order.
 
-    def __init__(self, graph: Graph, fused: Graph, target: Target) -> None:
+    Bodies have plans of their own, made once.
+    """
+
+    def __init__(self, graph: Graph, fused: Graph, target: Target, options: Options) -> None:
         from graphkb.codegen.builder import Builder
         from graphkb.codegen.engine import compile_module
         from graphkb.codegen.program import Kernels
@@ -141,6 +159,9 @@ class MixedPlan(Plan):
         super().__init__(graph)
         self.fused = fused
         self._kernels = Kernels(target)
+        self._bodies = {
+            body: make_plan(body, options) for node in fused.nodes if is_control(node) for _, body in bodies(node)
+        }
         native = [node for node in fused.nodes if node.op.kind == "fused"]
         b = Builder(target)
         for node in native:
@@ -148,19 +169,20 @@ class MixedPlan(Plan):
         self._kernels.emit(b)
         for node in native:
             self._kernels.emit_call(b, self._kernels.of(node))
-        self.llvm = b.module()
-        self._engine: Engine = compile_module(self.llvm, target)
+        module = b.module()
+        self.llvm = "\n".join([module, *[plan.llvm for plan in self._bodies.values() if plan.llvm]])
+        self._engine: Engine = compile_module(module, target)
         self._steps = self._make_steps()
         self._reads = any(node.op.name == "variable" for node in fused.nodes)
         self._presets = {n: _memory(n) for n in fused.nodes if n.op.kind == "leaf" and n.op.name != "placeholder"}
 
     @property
     def loops(self) -> str:  # type: ignore[override]
-        return self._kernels.loops
+        return "\n".join([self._kernels.loops, *[plan.loops for plan in self._bodies.values() if plan.loops]])
 
     @property
     def asm(self) -> str:
-        return self._engine.assembly()
+        return "\n".join([self._engine.assembly(), *[plan.asm for plan in self._bodies.values() if plan.asm]])
 
     def _make_steps(self) -> list[tuple[Node, Callable[..., Array], tuple[Node, ...]]]:
         """Each node that is not a leaf, how it runs, and the values that die with it."""
@@ -174,10 +196,14 @@ class MixedPlan(Plan):
         for value, reader in last.items():
             if value not in keep and value.op.kind != "leaf":
                 dying.setdefault(reader, []).append(value)
-        return [
-            (node, self._native(node) if node.op.kind == "fused" else meaning(node), tuple(dying.get(node, ())))
-            for node in order
-        ]
+        return [(node, self._call(node), tuple(dying.get(node, ()))) for node in order]
+
+    def _call(self, node: Node) -> Callable[..., Any]:
+        if node.op.kind == "fused":
+            return self._native(node)
+        if is_control(node):
+            return control_step(node, lambda body: self._bodies[body].step())
+        return meaning(node)
 
     def _native(self, node: Node) -> Callable[..., Array]:
         kernel = self._kernels.of(node)
@@ -200,19 +226,16 @@ class MixedPlan(Plan):
             return state_lock.run(Lock.EXCLUSIVE if self.graph.updates else Lock.SHARED, self._run, inputs)
         return self._run(inputs)
 
+    def step(self) -> Step:
+        def compute(inputs: Sequence[Array]) -> list[Array]:
+            values = self._compute(inputs)
+            return [values[output] for output in self.fused.outputs]
+
+        return compute
+
     def _run(self, inputs: Sequence[Array]) -> list[Array]:
-        values: dict[Node, Any] = {**self._presets, **dict(zip(self.fused.inputs, inputs))}
-        foreign = {id(_owner(array)) for array in values.values()}
-        node: Node | None = None
-        try:
-            with np.errstate(all="ignore"):
-                for node, call, dead in self._steps:
-                    values[node] = call(*[values[i] for i in node.inputs])
-                    for value in dead:
-                        del values[value]
-        except Exception as error:
-            assert node is not None
-            raise_located(error, self.fused, node)
+        values = self._compute(inputs)
+        foreign = {id(_owner(array)) for array in (*self._presets.values(), *inputs)}
         outputs = []
         for output in self.fused.outputs:
             array = owned(np.array(values[output], copy=None), foreign)
@@ -223,16 +246,38 @@ class MixedPlan(Plan):
         write([cell for cell, _ in self.fused.updates], new)
         return outputs
 
+    def _compute(self, inputs: Sequence[Array]) -> dict[Node, Any]:
+        """The values of all roots, some of them perhaps views of inputs, variables or one another."""
+        values: dict[Node, Any] = {**self._presets, **dict(zip(self.fused.inputs, inputs))}
+        node: Node | None = None
+        try:
+            with np.errstate(all="ignore"):
+                for node, call, dead in self._steps:
+                    values[node] = call(*[values[i] for i in node.inputs])
+                    for value in dead:
+                        del values[value]
+        except Exception as error:
+            assert node is not None
+            raise_located(error, self.fused, node)
+        return values
+
     def report(self) -> Report:
         steps = []
         for node in self.fused.nodes:
             if node.op.kind == "fused":
                 steps.append(_native_step(node, self._kernels.of(node).name))
-            elif node.op.kind != "leaf" and node.op.name != "reshape":
+            elif node.op.kind != "leaf" and node.op.name not in ("reshape", "item"):
                 steps.append(interpreted_step(node, self._reason(node)))
+                for name, body in bodies(node):
+                    inner = self._bodies[body].report().steps
+                    steps += [replace(step, name=f"{name}/{step.name}") for step in inner]
         return Report(self.graph.name, self._input_types(), tuple(steps))
 
     def _reason(self, node: Node) -> str:
+        if node.op.name == "scan":
+            return f"Python goes through the {node.attrs['length']} steps"
+        if node.op.name == "cond":
+            return "Python chooses the branch"
         return f"there is no kernel for {node.op.name}"
 
 
@@ -250,9 +295,14 @@ def make_plan(graph: Graph, options: Options) -> Plan:
     fused = Fuse().apply(graph)
     if not interpreted_nodes(fused):
         return NativePlan(graph, fused, target)
-    if any(node.op.kind == "fused" for node in fused.nodes):
-        return MixedPlan(graph, fused, target)
+    if any(node.op.kind == "fused" or is_control(node) for node in fused.nodes):
+        return MixedPlan(graph, fused, target, options)
     return Plan(graph, "no step of it has a kernel")
+
+
+def is_control(node: Node) -> bool:
+    """Whether a node is a loop or a branch."""
+    return node.op.kind == "control" and bool(bodies(node))
 
 
 def _native_step(node: Node, name: str) -> ReportStep:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from graphkb.ir.graph import Graph
+from graphkb.ir.graph import bodies
 from graphkb.ir.node import Node
+from graphkb.ir.types import TupleType, parts
 
 Cost = tuple[int, int]
 """Floating-point (or integer) operations, and bytes read and written."""
@@ -21,7 +22,7 @@ class ReportStep:
         name: the kernel's name, or the node's op.
         native: whether it is machine code; else it is interpreted.
         reason: why it is not native; empty for a native one.
-        type: the type of its result, as in `float32[32, 10]`.
+        type: the type of its result, as in `float32[32, 10]`; for a loop or a branch how many values it gives.
         lines: the user's lines that it comes from, as in `train.py:35`.
         flops: estimated scalar operations; a transcendental function counts about 10 an element.
         bytes: estimated bytes read and written in memory.
@@ -93,7 +94,9 @@ class Report:
 def interpreted_step(node: Node, reason: str) -> ReportStep:
     """The entry of a node that is interpreted."""
     flops, nbytes = estimate(node)
-    return ReportStep(node.op.name, False, reason, repr(node.type), origin_lines([node]), flops, nbytes)
+    several = isinstance(node.type, TupleType)
+    type = f"{len(parts(node.type))} values" if several else repr(node.type)
+    return ReportStep(node.op.name, False, reason, type, origin_lines([node]), flops, nbytes)
 
 
 def origin_lines(nodes: Iterable[Node]) -> tuple[str, ...]:
@@ -102,48 +105,39 @@ def origin_lines(nodes: Iterable[Node]) -> tuple[str, ...]:
     stack = list(nodes)[::-1]
     while stack:
         node = stack.pop()
-        body = node.attrs.get("body")
-        if isinstance(body, Graph):
-            stack += [inner for inner in reversed(body.nodes) if inner.op.kind != "leaf"]
-        elif node.origin is not None:
+        inside = [inner for _, body in bodies(node) for inner in body.nodes if inner.op.kind != "leaf"]
+        stack += reversed(inside)
+        if not inside and node.origin is not None:
             found[node.origin.short] = None
     return tuple(found)
 
 
 def estimate(node: Node) -> Cost:
-    """The cost of one node of known sizes; that of a fused one without its intermediate values."""
+    """The cost of one node of known sizes; that of a fused one, a loop or a branch without intermediate values.
+
+    A loop costs what its steps cost together, a branch what the dearer body does.
+    """
     return _flops(node), _nbytes(node) + sum(map(_nbytes, dict.fromkeys(node.inputs)))
 
 
 def _flops(node: Node) -> int:
-    total = 0
-    stack = [node]
-    while stack:
-        inner = stack.pop()
-        body = inner.attrs.get("body")
-        if isinstance(body, Graph):
-            stack += body.nodes
-            continue
-        match inner.op.kind:
-            case "elementwise":
-                total += inner.op.cost * _size(inner.shape)
-            case "reduce" if "window" in inner.attrs:
-                total += prod(inner.attrs["window"]) * _size(inner.shape)
-            case "reduce":
-                total += inner.op.cost * _size(inner.inputs[0].shape)
-            case "dot" if inner.op.name == "conv":
-                taps = inner.inputs[1].shape[: len(inner.attrs["strides"])]
-                total += 2 * _size(inner.shape) * _size((*taps, inner.inputs[0].shape[-1]))
-            case "dot":
-                contracted = [inner.inputs[0].shape[axis] for axis in inner.attrs.get("contract_x", ())]
-                total += 2 * _size(inner.shape) * _size(contracted)
-            case _:
-                pass
-    return total
+    found = [sum(map(_flops, body.nodes)) for _, body in bodies(node)]  # as deep as bodies nest
+    if found:
+        return max(found) * _size((node.attrs.get("length", 1),))
+    match node.op.kind:
+        case "elementwise":
+            return node.op.cost * _size(node.shape)
+        case "reduce":
+            return node.op.cost * _size(node.inputs[0].shape)
+        case "dot":
+            contracted = [node.inputs[0].shape[axis] for axis in node.attrs.get("contract_x", ())]
+            return 2 * _size(node.shape) * _size(contracted)
+        case _:
+            return 0
 
 
 def _nbytes(node: Node) -> int:
-    return _size(node.shape) * node.type.itemsize
+    return sum(_size(part.shape) * part.itemsize for part in parts(node.type))
 
 
 def _size(shape: Sequence[object]) -> int:
