@@ -48,6 +48,28 @@ def redirect_settings(owner: Settings) -> None:
     _settings = owner
 
 
+class KerasSettings:
+    """The configuration in the module `keras.backend.common`, whose functions Keras 2 uses whatever the backend."""
+
+    def __init__(self, common: Any) -> None:
+        self._common = common
+
+    floatx = property(lambda self: self._common.floatx(), lambda self, value: self._common.set_floatx(value))
+    epsilon = property(lambda self: self._common.epsilon(), lambda self, value: self._common.set_epsilon(value))
+    image_data_format = property(
+        lambda self: self._common.image_data_format(), lambda self, value: self._common.set_image_data_format(value)
+    )
+
+
+def follow_keras() -> None:
+    """Leave the configuration to Keras 2 if it is loaded, or loading, with this backend; else nothing happens."""
+    import sys
+
+    loader: Any = sys.modules.get("keras.backend.load_backend")
+    if getattr(loader, "_BACKEND", None) == __package__:
+        redirect_settings(KerasSettings(sys.modules["keras.backend.common"]))
+
+
 def epsilon() -> float:
     """The small number that keeps divisions and logarithms finite.
 
@@ -315,3 +337,4 @@ def _apply(path: str, values: Any) -> None:
 
 
 load_config(config_folder())
+follow_keras()
