@@ -262,6 +262,10 @@ def test_verify_names_updates_that_do_not_fit() -> None:
     assert failure(Graph((x,), (), ((cell, x),))) == (
         "the update of 'v' has type float32[2, 3], the variable float64[3]"
     )
+    four = leaf.placeholder((4,), "float64", "y")
+    assert (
+        failure(Graph((four,), (), ((cell, four),))) == "the update of 'v' has type float64[4], the variable float64[3]"
+    )
 
 
 # ---------------------------------------------------------------------------------------------- the text form

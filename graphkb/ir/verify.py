@@ -42,5 +42,6 @@ def _verify(graph: Graph) -> None:
             names = names or number(graph)
             raise GraphError(f"{format_node(node, names)}\n  ^ {problem}")
     for cell, value in graph.updates:
-        if value.type.dtype != cell.type.dtype or value.type.ndim != cell.type.ndim:
+        wrong = any(isinstance(n, int) and n != m for n, m in zip(value.shape, cell.type.shape))
+        if value.type.dtype != cell.type.dtype or value.type.ndim != cell.type.ndim or wrong:
             raise GraphError(f"the update of {cell!r} has type {value.type!r}, the variable {cell.type!r}")
