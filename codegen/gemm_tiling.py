@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from graphkb.codegen.loops import Accumulator, Apply, Load, Store, Var, expressions, matching_loads
@@ -21,10 +22,12 @@ _PASSES_ROW, _PASSES_TILE, _STREAMED_TO = 1 << 19, 1 << 22, 16
 _STREAMED_ROWS, _LONG_STREAM, _LONG_STREAMED_ROWS = 8, 4096, 32
 # The most work, in operations, that an epilogue may unroll over the registers of one tile.
 _UNROLLED_COST = 160
-# Row tiles that read a panel of B before copying it pays, if its rows lie so many bytes apart.
-_REREADS, _FAR = 6, 1024
-# Neighbors of a column of A that lie so many bytes apart are copied.
-_FAR_ACROSS = 2048
+# The second-level cache that the copies are decided for: lines of 64 bytes, so many in each of so many sets.
+_LINE, _WAYS, _SETS = 64, 8, 2048
+# Rows of B a page apart or more: after so many tiles a copy of each panel pays, sooner if pages fall on the same sets.
+_PAGE, _REREADS, _REREADS_ALIGNED = 4096, 128, 24
+# A is copied if K is so long, its neighbors so many bytes apart, and it meets so many panels of B.
+_LONG_A, _FAR_A, _PANELS_A = 768, 2048, 4
 # The most rows that a tile has.
 MOST_ROWS = 12
 
@@ -114,18 +117,15 @@ def choose_tiling(p: Product, target: Target) -> Tiling:
     if overlap and isinstance(p.m.extent, int):
         rows = even_height(p.m.extent, rows)
     narrow = p.a.dtype == "float16"
-    tiles = -(-length_of(p.m) // rows)
-    item = NUMPY_DTYPE[p.b.dtype].itemsize
-    reread = tiles >= _REREADS and _stride(p.b, p.k) * item >= _FAR
-    costly = narrow and (tiles > 1 or not target.has_float16)
-    far = _stride(p.a, p.k) * item >= _FAR_ACROSS and length_of(p.k) >= 64 and columns > vectors
+    tiles = -(-p.m.extent // rows) if isinstance(p.m.extent, int) else 1
+    costly = narrow and (tiles > 1 or not isinstance(p.m.extent, int) or not target.has_float16)
     tiling = Tiling(
         lanes,
         rows,
         vectors,
         _block_length(p.k, _BLOCK, _LONGEST_BLOCK, lanes),
-        pack_a=lanes > 1 and not p.segments and (far or costly),
-        pack_b=p.b.index.factor(p.n) != 1 or costly or reread,
+        pack_a=lanes > 1 and not p.segments and (costly or _copies_a(p, -(-columns // vectors))),
+        pack_b=p.b.index.factor(p.n) != 1 or costly or _copies_b(p, tiles),
         overlap=overlap,
         along_k=False,
         streams=False,
@@ -136,6 +136,27 @@ def choose_tiling(p: Product, target: Target) -> Tiling:
     if _runs_along_k(p, lanes) and not costly:
         return _along_k(p, tiling)
     return _streamed(p, tiling) if _passes_by(p, tiling) and not costly else tiling
+
+
+def _copies_a(p: Product, panels: int) -> bool:
+    """Whether the columns of A lie so that a tile's elements would not stay in the cache from one tile to the next."""
+    if panels == 1:
+        return False
+    apart = _stride(p.a, p.k) * NUMPY_DTYPE[p.a.dtype].itemsize
+    length = length_of(p.k)
+    sets = _SETS // math.gcd(apart // _LINE, _SETS) if apart % _LINE == 0 else _SETS
+    crowded = min(length, _BLOCK) / (_WAYS * sets)
+    if crowded >= (4 if panels < _PANELS_A else 2) and length > _BLOCK // 2:
+        return True
+    return length >= _LONG_A and apart >= _FAR_A and panels >= _PANELS_A
+
+
+def _copies_b(p: Product, tiles: int) -> bool:
+    """Whether the rows of B lie so far apart, and are read so often, that each panel had better be copied."""
+    apart = _stride(p.b, p.k) * NUMPY_DTYPE[p.b.dtype].itemsize
+    if apart < _PAGE:
+        return False
+    return tiles >= (_REREADS if apart % _PAGE else _REREADS_ALIGNED)
 
 
 def _along_k(p: Product, tiling: Tiling) -> Tiling:
