@@ -1,5 +1,7 @@
 """Convolutions of K against SciPy and plain loops: layouts, paddings, strides, dilations, gradients, errors."""
 
+import shutil
+
 import numpy as np
 import pytest
 from conv_tools import LAYOUTS, conv, conv_transpose, depthwise, first, last
@@ -287,6 +289,27 @@ def test_native_equals_interpreted():
             results[mode] = K.function([x], outputs)(feed)
     for native, expected in zip(results["native"], results["interpret"], strict=True):
         np.testing.assert_allclose(native, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_code_for_any_size(tmp_path):
+    """Compiled once, with all sizes of the images unknown, gradients included."""
+    pytest.importorskip("llvmlite")
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler is installed")
+    x, w, d = (
+        K.placeholder((None, None, None, 2), name="x"),
+        RNG.normal(size=(3, 3, 2, 4)),
+        RNG.normal(size=(2, 2, 4, 1)),
+    )
+    w, d = K.variable(w), K.variable(d)
+    y = K.pool2d(K.relu(K.conv2d(x, w, padding="same")), (2, 2), (2, 2))
+    z = K.pool2d(K.depthwise_conv2d(y, d, (2, 1), "same"), (3, 3), (2, 2), "same", pool_mode="avg")
+    function = K.function([x], [y, z, *K.gradients(K.sum(K.square(z)), [x, w, d])])
+    library = graphkb.load(graphkb.compile(function, tmp_path / "net").library)
+    for shape in ((2, 5, 8, 2), (1, 12, 3, 2), (0, 6, 6, 2)):
+        feed = [RNG.normal(size=shape).astype(np.float32)]
+        for result, expected in zip(library(feed), function(feed), strict=True):
+            np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------- errors

@@ -15,6 +15,7 @@ from graphkb.ir.node import Node, make
 from graphkb.ir.op import define
 from graphkb.ir.types import NUMBERS, TensorType
 from graphkb.ops import shape
+from graphkb.ops.linalg import dot
 from graphkb.ops.window import check_sizes, window_count
 
 Sizes = tuple[int, ...]
@@ -111,9 +112,13 @@ def _kernel_gradient(g: Node, x: Node, taps: Shape, strides: Sizes, dilations: S
     """dk[t, i, o] = sum over samples b and places p of x[b, p * stride + t * dilation, i] g[b, p, o].
 
     A convolution again: samples and channels change places, strides and dilations, too. A gradient without places is
-    padded to one, since a kernel has at least one tap.
+    padded to one, since a kernel has at least one tap. A kernel of a single tap needs no more than a dot product.
     """
     n = len(strides)
+    if all(k == 1 for k in taps) and x.ndim == n + 2:
+        seen = shape.slice_(x, (0,) * x.ndim, (*g.shape[:-1], x.shape[-1]), (1, *strides, 1))
+        places = tuple(range(n + 1))
+        return shape.reshape(dot(seen, g, (), (), places, places), (*taps, x.shape[-1], g.shape[-1]))
     counts = [maximum(c, 1) for c in g.shape[1 : n + 1]]
     used = [(c - 1) * s + reach(k, d) for c, s, k, d in zip(counts, strides, taps, dilations)]
     rest = x.shape[n + 1 :]
