@@ -173,16 +173,20 @@ class Case:
         return product, bound + (EPSILON[self.dtype] * np.abs(product) if wide != self.dtype else 0)
 
 
-def check(cases: Sequence[Case], target: Target) -> None:
-    """All cases in one module, with guards behind and before every array."""
+def build_cases(cases: Sequence[Case], target: Target) -> tuple[Compiled, list[list[Array]]]:
+    """All cases in one module, and values for them."""
     inputs: list[Node] = []
     outputs: list[Node] = []
     for case in cases:
         x, y = (placeholder(s, case.dtype, "x") for s in case.shapes())
         inputs += [x, y]
         outputs.append(case.node(x, y))
-    compiled = build(inputs, outputs, target)
-    feeds = [case.feeds() for case in cases]
+    return build(inputs, outputs, target), [case.feeds() for case in cases]
+
+
+def check(cases: Sequence[Case], target: Target) -> None:
+    """The products are exact within the bound, with guards behind and before every array."""
+    compiled, feeds = build_cases(cases, target)
     for at_end in (True, False):
         results = compiled(list(itertools.chain(*feeds)), at_end)
         for case, pair, got in zip(cases, feeds, results):
@@ -237,6 +241,16 @@ def test_matrices_that_stream_by(target: Target) -> None:
     check(
         [*cases, Case(2, 1030, 1090, turn_x=True), Case(1, 700, 700, "float16"), Case(3, 701, 800, "float64")], target
     )
+
+
+@targets
+def test_copied_operands(target: Target) -> None:
+    cases = [Case(601, 800, 260, turn_x=True), Case(151, 70, 1024), Case(1030, 20, 1100)]
+    if target.is_avx512:
+        kernels = products(build_cases(cases, target)[0].program)
+        assert [k.tiling.pack_a for k in kernels] == [True, False, False]
+        assert [k.tiling.pack_b for k in kernels] == [False, True, True]
+    check(cases, target)
 
 
 @targets
