@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from graphkb.ir.dims import Dim, Expr, Symbol, free_symbols
@@ -232,7 +233,7 @@ class Kernel:
     body: tuple[Stmt, ...]
     origins: tuple[Origin, ...] = ()
 
-    @property
+    @cached_property
     def symbols(self) -> tuple[Symbol, ...]:
         """The unknown sizes that the kernel is told at every call, sorted by name."""
         found: set[Symbol] = set()
@@ -264,7 +265,7 @@ class Kernel:
         """Bytes of memory that a call works in."""
         return 0
 
-    @property
+    @cached_property
     def in_place(self) -> set[int]:
         """The inputs whose memory the output may take: each element is read only where it is then written."""
         stores = [s for s in walk(self.body) if isinstance(s, Store)]

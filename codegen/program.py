@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -16,6 +17,10 @@ from graphkb.ir.leaves import VariableCell
 from graphkb.ir.node import Node
 from graphkb.ir.types import TensorType
 from graphkb.passes.plan_memory import MemoryPlan, Request, plan_memory
+
+
+# Calls in one function: LLVM's effort grows faster than a function's length.
+_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -63,15 +68,16 @@ class Kernels:
     def __init__(self, target: Target) -> None:
         self.target = target
         self.by_signature: dict[str, NativeKernel] = {}
-        self._lowered: dict[Graph, NativeKernel] = {}
+        self._lowered: dict[Hashable, NativeKernel] = {}
         self._callers: set[str] = set()
 
     def of(self, node: Node) -> NativeKernel:
         """The kernel of a fused node, with the function's name that equal kernels share."""
         body = node.attrs["body"]
-        kernel = self._lowered.get(body)
+        key = _structure(body)
+        kernel = self._lowered.get(key)
         if kernel is None:
-            kernel = self._lowered[body] = self._share(lower(body, _kernel_name(body), self.target))
+            kernel = self._lowered[key] = self._share(lower(body, _kernel_name(body), self.target))
         return kernel
 
     def copy(self, type: TensorType) -> NativeKernel:
@@ -88,7 +94,7 @@ class Kernels:
         known = self.by_signature.get(signature)
         if known is None:
             known = self.by_signature[signature] = kernel.renamed(f"{kernel.name}.{len(self.by_signature)}")
-        return kernel.renamed(known.name)
+        return known
 
     @property
     def loops(self) -> str:
@@ -117,6 +123,21 @@ class Kernels:
         """The bytes of working memory that a kernel of known sizes needs."""
         assert isinstance(kernel.scratch, int)
         return kernel.scratch
+
+
+def _structure(body: Graph) -> Hashable:
+    """What two bodies must have in common to become the same kernel: ops, attributes, types and wiring."""
+    position = {node: i for i, node in enumerate(body.nodes)}
+    rows = [
+        (
+            node.op,
+            () if node.op.name == "placeholder" else tuple(node.attrs.values()),
+            tuple([position[i] for i in node.inputs]),
+            node.type,
+        )
+        for node in body.nodes
+    ]
+    return (*rows, *[position[node] for node in (*body.inputs, *body.outputs)])
 
 
 def _kernel_name(body: Graph) -> str:
@@ -163,12 +184,26 @@ class Program:
         self.kernels.emit(b)
         params = [("args", "ptr"), ("workspace", "ptr")]
         params += [(f"s{i}", "int64") for i in range(len(self.symbols))]
-        with b.function(name, params, linkage=linkage) as (args, workspace, *sizes):
-            self._emit_calls(b, args, workspace, dict(zip(self.symbols, sizes)))
+        chunks = [self.calls[i : i + _CHUNK] for i in range(0, len(self.calls), _CHUNK)]
+        if len(chunks) <= 1:
+            with b.function(name, params, linkage=linkage) as (args, workspace, *sizes):
+                self._emit_calls(b, self.calls, args, workspace, sizes)
+                b.ret()
+            return
+        for i, chunk in enumerate(chunks):
+            with b.function(f"{name}.{i}", params, linkage="internal") as (args, workspace, *sizes):
+                self._emit_calls(b, chunk, args, workspace, sizes)
+                b.ret()
+        with b.function(name, params, linkage=linkage) as values:
+            operands = ", ".join(f"{type_of(v)} {v.name}" for v in values)
+            for i in range(len(chunks)):
+                b.line(f"call void @{name}.{i}({operands})")
             b.ret()
 
-    def _emit_calls(self, b: Builder, args: Value, workspace: Value, sizes: dict[Symbol, Value]) -> None:
-        evaluate = Sizes(b, sizes)
+    def _emit_calls(
+        self, b: Builder, calls: Sequence[Call], args: Value, workspace: Value, sizes: Sequence[Value]
+    ) -> None:
+        evaluate = Sizes(b, dict(zip(self.symbols, sizes)))
         starts = {"input": 0, "bound": len(self.graph.inputs)}
         starts["output"] = starts["bound"] + len(self.bound)
         loaded: dict[Place, Value] = {}
@@ -182,7 +217,7 @@ class Program:
                     loaded[place] = b.load(slot, "ptr")
             return loaded[place]
 
-        for call in self.calls:
+        for call in calls:
             pointers = [address(self.places[base_of(n)]) for n in call.operands]
             target = call.target or self.places[call.node]  # type: ignore[index]
             dims = [evaluate.symbols[s] for s in call.kernel.symbols]

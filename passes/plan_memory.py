@@ -9,7 +9,7 @@ from graphkb.ir.dims import Dim
 
 ALIGNMENT = 64
 # Above this many values the search for the tightest place gives way to lists of free places by size.
-_MOST_SEARCHED = 3000
+_MOST_SEARCHED = 600
 
 
 @dataclass(frozen=True)
