@@ -10,6 +10,7 @@ import numpy as np
 from graphkb.ir.dims import Dim, Expr, Symbol, sole_atom
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node
+from graphkb.ir.types import parts
 from graphkb.ops import leaf
 from graphkb.runtime.function import Function
 
@@ -32,7 +33,12 @@ def interpret(
                 continue
             assert node.op.numpy is not None, f"{node.op.name} has no NumPy meaning"
             inputs = [values[i] for i in node.inputs]
-            value = np.asarray(node.op.numpy(*inputs, **node.attrs))
+            value = node.op.numpy(*inputs, **node.attrs)
+            if isinstance(value, tuple):
+                assert [(v.dtype, v.shape) for v in value] == [(t.dtype, t.shape) for t in parts(node.type)]
+                values[node] = value  # type: ignore[assignment]
+                continue
+            value = np.asarray(value)
             if change is not None:
                 value = change(node, value, inputs)
             assert value.dtype == node.dtype, f"{node!r} gave {value.dtype}"
