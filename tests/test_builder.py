@@ -369,15 +369,14 @@ def test_every_target_compiles_without_libraries(name: str) -> None:
 
 
 def undefined_symbols(data: bytes) -> list[str]:
-    """The names that an object file expects from elsewhere; of WebAssembly, its imported functions."""
-    if data[:4] == b"\0asm":
-        return [
-            name
-            for name in ("fmod", "fma", "memcpy", "__truncsfhf2", "__extendhfsf2")
-            if name.encode() in data
-        ]
-    wide_header = struct.unpack_from("<16xHHIQQQIHHHHHH", data)
-    section_offset, entry, count = wide_header[5], wide_header[10], wide_header[11]
+    """The functions that an object file expects from elsewhere."""
+    return wasm_imports(data) if data[:4] == b"\0asm" else elf_undefined(data)
+
+
+def elf_undefined(data: bytes) -> list[str]:
+    """The global symbols of a 64-bit ELF file that have no section."""
+    header = struct.unpack_from("<16xHHIQQQIHHHHHH", data)
+    section_offset, entry, count = header[5], header[10], header[11]
     sections = [struct.unpack_from("<IIQQQQIIQQ", data, section_offset + i * entry) for i in range(count)]
     names = []
     for section in sections:
@@ -390,3 +389,55 @@ def undefined_symbols(data: bytes) -> list[str]:
                 end = data.index(b"\0", strings + name)
                 names.append(data[strings + name : end].decode())
     return names
+
+
+def wasm_imports(data: bytes) -> list[str]:
+    """The functions in the import section of a WebAssembly file."""
+    at = 8
+
+    def number() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    def text() -> str:
+        nonlocal at
+        size = number()
+        at += size
+        return data[at - size : at].decode()
+
+    while at < len(data):
+        section, size = number(), number()
+        if section != 2:
+            at += size
+            continue
+        functions = []
+        for _ in range(number()):
+            _, name, kind = text(), text(), number()
+            if kind == 0:
+                functions.append(name)
+                number()
+            else:  # a memory or table with its limits, or a global
+                if kind == 1:
+                    number()
+                flags = number()
+                if kind < 3:
+                    number()
+                if kind == 3 or flags & 1:
+                    number()
+        return functions
+    return []
+
+
+def test_the_finder_of_undefined_symbols_finds_them() -> None:
+    text = "declare double @sin(double)\ndefine double @f(double %x) {\n  %y = call double @sin(double %x)\n"
+    text += "  ret double %y\n}"
+    for name in ("x86-64", "wasm32"):
+        module = f'target triple = "{TARGETS[name].triple}"\n{text}'
+        assert undefined_symbols(emit_object(module, TARGETS[name])) == ["sin"]

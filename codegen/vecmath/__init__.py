@@ -88,7 +88,7 @@ _BOUNDS = (
     ("log10", 2.0, 2.0),
     ("log1p", 1.25, 1.25),
     ("softplus", 2.0, 2.0),
-    ("asinh", 2.0, 2.0),
+    ("asinh", 2.5, 2.0),
     ("acosh", 2.0, 2.0),
     ("atanh", 2.25, 2.25),
     ("sin", 1.0, 1.0),
@@ -102,7 +102,7 @@ _BOUNDS = (
     ("erfc", 1.0, 4.0),
     ("pow", 1.5, 1.5),
     ("rsqrt", 1.5, 1.5),
-    ("cbrt", 1.0, 1.0),
+    ("cbrt", 2.0, 1.0),
 )
 MAX_ULP: dict[tuple[str, str], float] = {
     (name, dtype): bound

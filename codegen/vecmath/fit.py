@@ -173,10 +173,12 @@ FITS: tuple[Fit, ...] = (
     # atan(x) / x up to tan(pi / 8), z = x²
     Fit("atan", "float32", _of_square(mp.atan, 1), _TINY, 0.1717, range(6), fixed=((0, 1.0),)),
     Fit("atan", "float64", _of_square(mp.atan, 1), _TINY, 0.1717, range(12), fixed=((0, 1.0),)),
+    # asinh(x) / x up to 0.6, z = x²
+    Fit("asinh", "float32", _of_square(mp.asinh, 1), _TINY, mpf("0.3601"), range(7), fixed=((0, 1.0),)),
     # log2((1 + s) / (1 - s)) / s, z = s²; and (log((1 + s) / (1 - s)) - 2 s - 2 s³ / 3) / s⁵
     Fit("pow", "float32", _log2_ratio, _TINY, mpf("0.0401"), range(7)),
     Fit("pow", "float64", _log_ratio_5, _TINY, mpf("0.0401"), range(8)),
-    Fit("cbrt", "float32", lambda f: mp.cbrt(1 + f), -0.25, 0.5, range(6)),
+    Fit("cbrt", "float32", lambda f: mp.cbrt(1 + f), -0.25, 0.5, range(9)),
     Fit("cbrt", "float64", lambda f: mp.cbrt(1 + f), -0.25, 0.5, range(10)),
     # erf(x) / x - 1 up to 1, z = x²
     Fit("erf", "float32", _erf_ratio, _TINY, 1.001, range(7), weight=_erf_weight),

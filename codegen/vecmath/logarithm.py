@@ -129,15 +129,26 @@ def softplus(x: Expr) -> Expr:
 
 
 def asinh(x: Expr) -> Expr:
-    """log(|x| + sqrt(x² + 1)) with the sign of x, as log(1 + w) while x² stays finite"""
+    """log(|x| + sqrt(x² + 1)) with the sign of x, while x² stays finite; accurate near 0
+
+    There float32 has an odd polynomial and float64 the form log(1 + w).
+    """
     size = abs(x)
     big = size > 2.0 ** (FORMATS[x.dtype].fraction // 2 + 2)
+    shift = big.where(x.const(1.0), 0.0)
+    if x.dtype == "float32":
+        root = size.fma(size, 1.0).sqrt()
+        exponent, mantissa = split(big.where(size, size + root))
+        far = _edge_at_infinity(size, log_of(exponent + shift, mantissa - 1.0))
+        square = x * x
+        near = (size * square).fma(horner(square, COEFFICIENTS["asinh", "float32"][1:]), size)
+        return (size < 0.6).where(near, far).copysign(x)
     near = big.where(1.0, size)
     square = near * near
     more = near + square / ((square + 1.0).sqrt() + 1.0)
     total, error = two_sum(more.const(1.0), more)
     total, error = big.where(size, total), big.where(0.0, error)
-    return _edge_at_infinity(size, log_of_sum(total, error, big.where(x.const(1.0), 0.0))).copysign(x)
+    return _edge_at_infinity(size, log_of_sum(total, error, shift)).copysign(x)
 
 
 def acosh(x: Expr) -> Expr:

@@ -153,7 +153,7 @@ def rsqrt(x: Expr) -> Expr:
 
 
 def cbrt(x: Expr) -> Expr:
-    """The cube root, of negative numbers too: a polynomial for the mantissa and one step of Newton's method"""
+    """The cube root, of negative numbers too: a polynomial, in float64 mended by one step of Newton's method"""
     size = abs(x)
     exponent, mantissa = split(size)
     third, count = whole(exponent - 1.0, 1.0 / 3.0)
@@ -161,7 +161,8 @@ def cbrt(x: Expr) -> Expr:
     once, twice = rest > 0.5, rest > 1.5
     root = horner(mantissa - 1.0, COEFFICIENTS["cbrt", x.dtype])
     root = root * twice.where(x.const(2.0 ** (2 / 3)), once.where(x.const(2.0 ** (1 / 3)), 1.0))
-    inside = mantissa * twice.where(x.const(4.0), once.where(x.const(2.0), 1.0))
-    root = root - (root - inside / (root * root)) * (1.0 / 3.0)
+    if x.dtype == "float64":
+        inside = mantissa * twice.where(x.const(4.0), once.where(x.const(2.0), 1.0))
+        root = root - (root - inside / (root * root)) * (1.0 / 3.0)
     result = (root * power_of_two(count)).copysign(x)
     return ((size > 0.0) & (size < math.inf)).where(result, x)
