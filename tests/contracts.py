@@ -134,8 +134,9 @@ def all_contracts() -> tuple[Contract, ...]:
     from contracts_elementwise import ELEMENTWISE
     from contracts_random import RANDOM
     from contracts_structure import STRUCTURE
+    from contracts_values import VALUES
 
-    return (*ELEMENTWISE, *STRUCTURE, *RANDOM, *CONVOLUTIONS)
+    return (*ELEMENTWISE, *STRUCTURE, *RANDOM, *VALUES, *CONVOLUTIONS)
 
 
 __all__ = ["DTYPES", "FLOATS", "INTEGERS", "Case", "Contract", "all_contracts", "sample", "widen"]

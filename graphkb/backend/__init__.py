@@ -51,6 +51,10 @@ from graphkb.backend.creation import (
     zeros,
     zeros_like,
 )
+from graphkb.backend.ctc import (
+    ctc_batch_cost,
+    ctc_decode,
+)
 from graphkb.backend.execution import (
     control_dependencies,
     eval,
@@ -262,6 +266,8 @@ __all__ = [
     "cos",
     "cosh",
     "count_params",
+    "ctc_batch_cost",
+    "ctc_decode",
     "cumprod",
     "cumsum",
     "depthwise_conv2d",

@@ -1,5 +1,5 @@
 """The op records by family. Importing this package defines every op."""
 
-from graphkb.ops import control, conv, elementwise, fused, index, leaf, linalg, random, reduce, shape, window
+from graphkb.ops import control, conv, ctc, elementwise, fused, index, leaf, linalg, random, reduce, shape, window
 
-__all__ = ["control", "conv", "elementwise", "fused", "index", "leaf", "linalg", "random", "reduce", "shape", "window"]
+__all__ = ["control", "conv", "ctc", "elementwise", "fused", "index", "leaf", "linalg", "random", "reduce", "shape", "window"]

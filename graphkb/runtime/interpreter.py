@@ -20,6 +20,7 @@ from graphkb.ir.text import format_node, number
 from graphkb.ir.types import NUMPY_DTYPE, parts
 from graphkb.ops.control import COND, SCAN, run_scan
 from graphkb.ops.control import Step as Run
+from graphkb.ops.ctc import TRIM, trimmed
 from graphkb.ops.leaf import CONSTANT, PLACEHOLDER, SIZE, VARIABLE
 from graphkb.runtime.state_lock import state_lock
 from graphkb.runtime.wiring import count_draws
@@ -102,8 +103,8 @@ class Program:
         count = len(self.graph.outputs)
         foreign = self._preset_owners.union([id(_owner(array)) for array in inputs])
         outputs = []
-        for array in values[:count]:
-            array = owned(array, foreign)
+        for node, array in zip(self.graph.outputs, values):
+            array = owned(leaving(node, array), foreign)
             foreign.add(id(_owner(array)))
             outputs.append(array)
         new = [owned(array, self._written_owners) for array in values[count:]]
@@ -286,6 +287,11 @@ def write(cells: Iterable[VariableCell], new: Iterable[Array]) -> None:
     No Python code runs in between, so that not even an interrupt from the keyboard leaves half of them written.
     """
     deque(map(setitem, [cell.array for cell in cells], repeat(...), new), maxlen=0)  # type: ignore[arg-type]
+
+
+def leaving(output: Node, array: Array) -> Array:
+    """An output as the caller gets it: without the padding that only sizes known before the call demand."""
+    return trimmed(array) if output.op is TRIM else array
 
 
 def owned(array: Array, foreign: Collection[int]) -> Array:

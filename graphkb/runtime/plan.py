@@ -16,7 +16,7 @@ from graphkb.ir.leaves import Array, aligned_empty
 from graphkb.ir.node import Node
 from graphkb.ops.control import Step
 from graphkb.runtime.interpreter import Program as Interpreted
-from graphkb.runtime.interpreter import control_step, meaning, owned, raise_located, write
+from graphkb.runtime.interpreter import control_step, leaving, meaning, owned, raise_located, write
 from graphkb.runtime.options import Options
 from graphkb.runtime.report import Report, ReportStep, estimate, interpreted_step, origin_lines
 from graphkb.runtime.state_lock import state_lock
@@ -238,7 +238,7 @@ class MixedPlan(Plan):
         foreign = {id(_owner(array)) for array in (*self._presets.values(), *inputs)}
         outputs = []
         for output in self.fused.outputs:
-            array = owned(np.array(values[output], copy=None), foreign)
+            array = owned(leaving(output, np.array(values[output], copy=None)), foreign)
             foreign.add(id(_owner(array)))
             outputs.append(array)
         # A new value may be a view of another variable, so all are at hand before the first is written.

@@ -1,0 +1,17 @@
+"""The contracts of ops that look at values: checked integers, printing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from contracts import Case, Contract, Rng, sample
+
+from graphkb.ir.types import INTEGERS
+
+
+def _bounded(dtype: str, rng: Rng) -> Iterator[Case]:
+    for shape in ((), (0,), (7,), (3, 5)):
+        yield Case((sample(dtype, shape, rng),), {"what": "x", "low": -(2**63), "high": 2**64})
+
+
+VALUES = (Contract("bounded", _bounded, lambda x, **attrs: x, INTEGERS),)
