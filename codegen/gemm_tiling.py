@@ -109,7 +109,10 @@ class Product:
 
 def choose_tiling(p: Product, target: Target) -> Tiling:
     """The way to run a product on a target."""
-    lanes = target.lanes(p.dtype)
+    whole = target.lanes(p.dtype)
+    lanes = whole
+    while lanes // 2 >= length_of(p.n):
+        lanes //= 2
     columns = -(-length_of(p.n) // lanes)
     rows, vectors = _shape(length_of(p.m), columns, *_registers(target))
     # Where a result may lie in an operand's place, nothing may be computed twice.
@@ -133,8 +136,8 @@ def choose_tiling(p: Product, target: Target) -> Tiling:
         masks_b=target.can_mask(p.b.dtype) or lanes == 1,
         masks_c=lanes == 1 or all(target.can_mask(d) for d in _stored_dtypes(p.store)),
     )
-    if _runs_along_k(p, lanes) and not costly:
-        return _along_k(p, tiling)
+    if _runs_along_k(p, whole) and not costly:
+        return _along_k(p, replace(tiling, lanes=whole))
     return _streamed(p, tiling) if _passes_by(p, tiling) and not costly else tiling
 
 
