@@ -170,7 +170,8 @@ class Case:
         product = np.matmul(x, y)
         wide = "float32" if self.dtype == "float16" else self.dtype
         bound = (self.k + 1) * EPSILON[wide] * np.matmul(np.abs(x), np.abs(y))
-        return product, bound + (EPSILON[self.dtype] * np.abs(product) if wide != self.dtype else 0)
+        rounding = EPSILON["float16"] * np.abs(product) + 2.0**-25 if self.dtype == "float16" else 0
+        return product, bound + rounding
 
 
 def build_cases(cases: Sequence[Case], target: Target) -> tuple[Compiled, list[list[Array]]]:
