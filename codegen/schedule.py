@@ -1,4 +1,4 @@
-"""Scheduling: which loops merge, which becomes the vector, and how long sums are cut into blocks."""
+"""Scheduling: which loops merge, which becomes the vector, and in which order reductions walk through memory."""
 
 from __future__ import annotations
 
@@ -28,8 +28,15 @@ from graphkb.ir.dims import Dim, product
 from graphkb.ir.op import find_op
 from graphkb.ir.types import NUMPY_DTYPE
 
-# A float sum of more elements than this runs in blocks of so many, whose results add up in float64.
-BLOCK = 2048
+# A float32 sum of more elements than this is accumulated in float64.
+SHORT = 1024
+# Rows of at least this length are reduced in sweeps over memory, so many rows at a time (a power of two).
+_LONG_ROW = 1024
+_ROWS = 8
+# The element-wise op that combines two values of a reduction.
+_OPERATIONS = {
+    "sum": "add", "prod": "mul", "max": "maximum", "min": "minimum", "any": "logical_or", "all": "logical_and",
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- index sets
@@ -181,63 +188,96 @@ def _unit_loads(statements: Sequence[Stmt], var: Var) -> int:
 
 
 def schedule_reduction(
-    kept: list[Var], reduced: list[Var], store: Stmt, combine: Combine, target: Target
+    kept: list[Var], reduced: list[Var], store: Store, combine: Combine, target: Target
 ) -> list[Stmt]:
     """Vectors run along the innermost reduced or the innermost kept axis, whichever the loads follow."""
     along_kept = bool(kept) and (not reduced or _unit_loads([combine], kept[-1]) > _unit_loads([combine], reduced[-1]))
+    if not along_kept and reduced:
+        wide = 2 if combine.accumulator.op in ("argmax", "argmin") else 4
+        lanes = vector_length([combine], reduced[-1].extent, target, lambda w: wide if w.cost <= 30 else 2)
+        return list(nest(kept, _reduce(reduced, combine, lanes, store)))
+    if not kept:
+        return list(_reduce(reduced, combine, 1, store))
+    if _suits_sweeps(kept[-1], reduced, store, combine):
+        return list(nest(kept[:-1], _sweeps(kept[-1], reduced[0], store, combine, target)))
+    lanes = vector_length([combine, store], kept[-1].extent, target, lambda w: 4 if w.cost <= 30 else 2)
+    return list(nest(kept[:-1], (For(kept[-1], _reduce(reduced, combine, 1, store), lanes),)))
+
+
+def _reduce(reduced: list[Var], combine: Combine, lanes: int, store: Store) -> tuple[Stmt, ...]:
+    """A reduction, then the store of its result; long float32 sums are accumulated in float64."""
     accumulator = combine.accumulator
-    if along_kept or not reduced:
-        lanes = (
-            vector_length([combine, store], kept[-1].extent, target, lambda w: 4 if w.cost <= 30 else 2) if kept else 1
-        )
-        inner = _blocked(accumulator, reduced[:-1], reduced[-1] if reduced else None, combine, 1, store)
-        return list(nest(kept[:-1], (For(kept[-1], inner, lanes),))) if kept else list(inner)
-    lanes = vector_length([combine], reduced[-1].extent, target, lambda w: 4 if w.cost <= 30 else 2)
-    if accumulator.op in ("argmax", "argmin"):
-        lanes = vector_length([combine], reduced[-1].extent, target, lambda w: 2)
-    return list(nest(kept, _blocked(accumulator, reduced[:-1], reduced[-1], combine, lanes, store)))
-
-
-def _blocked(
-    accumulator: Accumulator, outer: list[Var], var: Var | None, combine: Combine, lanes: int, store: Stmt
-) -> tuple[Stmt, ...]:
-    """A reduction, then the store of its result; long float32 sums add blocks up in float64."""
-    if var is None:
+    count = product([v.extent for v in reduced])
+    if accumulator.op == "sum" and accumulator.dtype == "float32" and not (isinstance(count, int) and count <= SHORT):
+        total = Accumulator(accumulator.name, "sum", "float64")
+        result = Apply("cast", (Result(total),), "float32")
+        store = _with_result(store, accumulator, result)
+        combine = Combine(total, Apply("cast", (combine.value,), "float64"))
+        accumulator = total
+    if not reduced:
         return (Reduce(accumulator, (combine,)), store)
-    count = product([v.extent for v in (*outer, var)])
-    short = isinstance(count, int) and count <= BLOCK
-    if accumulator.op != "sum" or accumulator.dtype != "float32" or short:
-        return (Reduce(accumulator, nest(outer, (For(var, (combine,), lanes),))), store)
-    total = Accumulator("total", "sum", "float64")
-    extent = var.extent
-    pieces: list[Stmt] = []
-    blocks = extent // BLOCK
-    if blocks != 0:
-        block, inside = Var("b", blocks), Var(var.name, BLOCK)
-        part = Accumulator("part", "sum", "float32")
-        pieces.append(For(block, _part(part, total, combine, var, affine(block, BLOCK), inside, lanes)))
-    rest = extent - blocks * BLOCK
-    if rest != 0:
-        part = Accumulator("part", "sum", "float32")
-        tail = Var(var.name, rest)
-        pieces += _part(part, total, combine, var, Affine((), blocks * BLOCK), tail, lanes)
-    result: LoopExpr = Apply("cast", (Result(total),), "float32")
-    return (Reduce(total, nest(outer, tuple(pieces))), _with_result(store, accumulator, result))
+    return (Reduce(accumulator, nest(reduced[:-1], (For(reduced[-1], (combine,), lanes),))), store)
 
 
-def _part(
-    part: Accumulator, total: Accumulator, combine: Combine, var: Var, base: Affine, inside: Var, lanes: int
-) -> tuple[Stmt, ...]:
-    """One block of a long sum: its own accumulator, added to the total."""
-    (moved,) = substitute([combine], {var: base.plus(affine(inside))})
-    assert isinstance(moved, Combine)
-    loop = For(inside, (Combine(part, moved.value),), lanes)
-    return (Reduce(part, (loop,)), Combine(total, Apply("cast", (Result(part),), "float64")))
+def _suits_sweeps(column: Var, reduced: list[Var], store: Store, combine: Combine) -> bool:
+    """Whether rows are long and many: then it pays to read them in the order of memory, with the sums in the output."""
+    return (
+        len(reduced) == 1
+        and isinstance(column.extent, int)
+        and column.extent >= _LONG_ROW
+        and isinstance(reduced[0].extent, int)
+        and reduced[0].extent >= 2 * _ROWS
+        and combine.accumulator.op in _OPERATIONS
+        and combine.accumulator.dtype == store.buffer.dtype
+    )
 
 
-def _with_result(store: Stmt, accumulator: Accumulator, result: LoopExpr) -> Stmt:
+def _sweeps(column: Var, row: Var, store: Store, combine: Combine, target: Target) -> tuple[Stmt, ...]:
+    """Add some rows at a time to the output, then apply what follows the reduction."""
+    accumulator = combine.accumulator
+    dtype, operation = accumulator.dtype, _OPERATIONS[accumulator.op]
+    held = Load(store.buffer, store.index)
+    lanes = vector_length([combine, store], column.extent, target, lambda w: 2)
+    assert isinstance(row.extent, int)
+
+    def value(at: Affine) -> LoopExpr:
+        (moved,) = substitute([combine], {row: at})
+        assert isinstance(moved, Combine)
+        return moved.value
+
+    def tree(values: list[LoopExpr]) -> LoopExpr:
+        while len(values) > 1:
+            pairs = zip(values[::2], values[1::2])
+            values = [Apply(operation, pair, dtype) for pair in pairs]
+        return values[0]
+
+    def sweep(values: list[LoopExpr], more: bool) -> For:
+        total = tree(values)
+        return For(
+            column,
+            (Store(store.buffer, store.index, Apply(operation, (held, total), dtype) if more else total),),
+            lanes,
+        )
+
+    def rows(base: Affine) -> list[LoopExpr]:
+        return [value(base.shifted(i)) for i in range(_ROWS)]
+
+    blocks, rest = divmod(row.extent, _ROWS)
+    block, single = Var("b", blocks - 1), Var(row.name, rest)
+    out: list[Stmt] = [sweep(rows(Affine()), False)]
+    out.append(For(block, (sweep(rows(affine(block, _ROWS).shifted(_ROWS)), True),)))
+    if rest:
+        out.append(For(single, (sweep([value(affine(single).shifted(blocks * _ROWS))], True),)))
+    if not isinstance(store.value, Result):
+        out.append(For(column, (_with_result(store, accumulator, held),), lanes))
+    return tuple(out)
+
+
+def _with_result(store: Store, accumulator: Accumulator, result: LoopExpr) -> Store:
     """The store with the result of an accumulator replaced by an expression."""
-    for expr in expressions([store]):
+    for expr in list(expressions([store])):
         if isinstance(expr, Result) and expr.accumulator is accumulator:
-            (store,) = replace_expr([store], {0}, expr, result)
+            (replaced,) = replace_expr([store], {0}, expr, result)
+            assert isinstance(replaced, Store)
+            store = replaced
     return store

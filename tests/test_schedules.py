@@ -1,0 +1,69 @@
+"""Tests of how reductions are scheduled: every order of loops gives NumPy's answer, long sums are accurate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphkb import backend as K
+from graphkb.runtime.options import options
+
+pytest.importorskip("llvmlite")
+SHAPES = [(16, 1024), (17, 1025), (3, 40, 2048), (8, 1030), (2000, 3), (40, 1024, 5), (1, 5000), (2500, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "uint8"])
+@pytest.mark.parametrize("target", ["host", "x86-64-v2"])
+def test_reductions_over_any_axis(shape: tuple[int, ...], dtype: str, target: str) -> None:
+    rng = np.random.default_rng(0)
+    values = (rng.normal(size=shape) * 3).astype(dtype)
+    x = K.placeholder(shape, dtype=dtype)
+    axes = [*range(len(shape)), list(range(len(shape)))]
+    outputs = [f(x, axis=a) for a in axes for f in (K.sum, K.max, K.min)] + [K.sum(x, axis=0) * 2 + 1]
+    with options(target=target, mode="native"):
+        results = K.function([x], outputs)([values])
+    wide = "float64" if dtype.startswith("float") else dtype
+    expected = [
+        getattr(values.astype(wide), name)(axis=None if isinstance(a, list) else a)
+        for a in axes
+        for name in ("sum", "max", "min")
+    ]
+    expected = [np.asarray(e).astype(wide) for e in expected] + [values.astype(wide).sum(0, dtype=wide) * 2 + 1]
+    for result, wanted in zip(results, expected):
+        if dtype.startswith("float"):
+            bound = 3e-6 if dtype == "float32" else 1e-13
+            assert np.abs(result - wanted).max() <= bound * np.abs(values.astype("float64")).sum() / result.size + bound
+        else:
+            np.testing.assert_array_equal(result, wanted.astype(dtype))
+
+
+@pytest.mark.parametrize("shape", [(16, 1024), (19, 1100)])
+def test_sweeps_keep_nan_and_bools(shape: tuple[int, int]) -> None:
+    values = np.random.default_rng(1).normal(size=shape).astype("float32")
+    values[5, 7] = np.nan
+    x = K.placeholder(shape)
+    largest, anywhere, everywhere = K.function([x], [K.max(x, axis=0), K.any(x > 3, axis=0), K.all(x > -2, axis=0)])(
+        [values]
+    )
+    np.testing.assert_array_equal(largest, values.max(axis=0))
+    np.testing.assert_array_equal(anywhere, (values > 3).any(axis=0))
+    np.testing.assert_array_equal(everywhere, (values > -2).all(axis=0))
+
+
+def test_long_sums_are_as_accurate_as_numpys() -> None:
+    values = np.random.default_rng(2).normal(size=(1500, 1200)).astype("float32")
+    x = K.placeholder(values.shape)
+    exact = values.sum(dtype="float64")
+    result = K.function([x], [K.sum(x)])([values])[0]
+    assert abs(float(result) - exact) <= np.spacing(np.float32(abs(exact)))
+
+
+def test_sums_over_an_unknown_number_of_rows() -> None:
+    x = K.placeholder((None, 1500))
+    f = K.function([x], [K.sum(x, axis=0), K.mean(x)])
+    for rows in (1, 15, 16, 33):
+        values = np.random.default_rng(rows).normal(size=(rows, 1500)).astype("float32")
+        columns, mean = f([values])
+        np.testing.assert_allclose(columns, values.sum(0, dtype="float64"), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(mean, values.mean(dtype="float64"), rtol=1e-5, atol=1e-7)
