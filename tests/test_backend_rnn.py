@@ -217,6 +217,35 @@ def test_learning_phase_is_noted():
     np.testing.assert_array_equal(f([a, 0])[0], a * 2)
 
 
+def test_every_step_draws_anew():
+    x = K.zeros((1, 50, 3))
+    _, outputs, _ = K.rnn(lambda x, s: (x + K.random_uniform((1, 3)), []), x, [])
+    f = K.function([], [outputs])
+    first, second = f([])[0], f([])[0]
+    assert len(np.unique(np.stack([first, second]))) == 300
+    nested = K.map_fn(lambda row: K.map_fn(lambda v: v + K.random_uniform(()), row), K.zeros((20, 20)))
+    assert len(np.unique(K.eval(nested))) == 400
+
+
+def test_what_a_cell_keeps_holds_for_all_steps():
+    kept = []
+
+    def step(x, s):
+        if not kept:
+            kept.append(K.random_uniform((1, 3)))
+        return x + kept[0], []
+
+    _, outputs, _ = K.rnn(step, K.zeros((1, 5, 3)), [])
+    assert len(np.unique(K.eval(outputs))) == 3
+
+
+def test_the_way_back_sees_the_numbers_of_the_way_there():
+    w = K.variable(np.ones(3))
+    _, outputs, _ = K.rnn(lambda x, s: (w * K.random_uniform((1, 3)), []), K.zeros((1, 5, 3)), [])
+    value, grad = K.function([], [K.sum(outputs, axis=(0, 1)), K.gradients(K.sum(outputs), [w])[0]])([])
+    np.testing.assert_allclose(grad, value, rtol=1e-12)
+
+
 # ------------------------------------------------------------------------------------------------ gradients
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all", "mask"])
 @pytest.mark.parametrize("go_backwards", [False, True])

@@ -53,7 +53,8 @@ def rnn(
     Args:
         step_function: `step(x, states) -> (output, new_states)`: `x` of shape (samples, ...) is one time step, `states`
             the list of states followed by the constants; there are as many new states as states. It may use any
-            other tensor.
+            other tensor. It is called twice: once for the first step, so that what it makes once and keeps (such as a
+            dropout mask) holds for all steps, and once for a step in general, which draws random numbers anew.
         inputs: a tensor (samples, time, ...) of rank 3 or more, or a list of such tensors, of which the step
             function gets a list of slices.
         initial_states: a list of tensors, perhaps empty; they may have any shapes, which the steps keep.
@@ -148,6 +149,9 @@ class _Recurrence:
         """The last output, the outputs (time first) and the last states, by one loop."""
         states = [leaf.placeholder(s.shape, s.dtype, f"state{i}") for i, s in enumerate(self.states)]
         slices = [_slice_of(x, "x") for x in whole]
+        if length != 0:
+            # What a cell makes once and keeps, such as a dropout mask, must not belong to a step.
+            self.step([_at(x, 0) for x in whole], self.states)
         with record() as made:
             output, new = self.step(slices, states)
             if mask is not None:

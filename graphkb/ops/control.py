@@ -9,12 +9,13 @@ import numpy as np
 
 from graphkb.ir.dims import Dim, Shape
 from graphkb.ir.errors import DTypeError, GraphError, ShapeError
-from graphkb.ir.graph import Graph, toposort
-from graphkb.ir.leaves import Array
-from graphkb.ir.node import Node, make, remake
+from graphkb.ir.graph import Graph, replace_nodes, toposort
+from graphkb.ir.leaves import Array, DrawCell
+from graphkb.ir.node import Node, make, record, remake
 from graphkb.ir.op import define
 from graphkb.ir.types import NUMPY_DTYPE, TensorType, TupleType, tuple_type
-from graphkb.ops.leaf import PLACEHOLDER, VARIABLE, placeholder
+from graphkb.ops.leaf import PLACEHOLDER, VARIABLE, constant, iota, placeholder
+from graphkb.ops.random import random_bits
 from graphkb.ops.shape import BROADCAST_TO, RESHAPE
 
 Arrays = list[Array]
@@ -200,7 +201,7 @@ COND = define(
 # ---------------------------------------------------------------------------------------------- building
 def close(
     parameters: Sequence[Node], outputs: Sequence[Node], made: Collection[Node] | None = None
-) -> tuple[tuple[Node, ...], tuple[Node, ...], tuple[Node, ...]]:
+) -> tuple[list[Node], tuple[Node, ...], tuple[Node, ...]]:
     """Cut outputs loose from the graph around them.
 
     What does not depend on the parameters is computed once, outside, and handed in; constants stay inside.
@@ -218,7 +219,7 @@ def close(
         if any(i in inner for i in node.inputs):
             inner.add(node)
     captured = {n: placeholder(n.shape, n.dtype, f"c{i}") for i, n in enumerate(_border(outputs, inner))}
-    return tuple(_substitute(outputs, inner, captured)), tuple(captured.values()), tuple(captured)
+    return _substitute(outputs, inner, captured), tuple(captured.values()), tuple(captured)
 
 
 def _within(outputs: Sequence[Node], parameters: Collection[Node], made: Collection[Node] | None) -> Iterator[Node]:
@@ -301,7 +302,7 @@ def loop(
         sequences: stacked along their first axis, of size `length`.
         length: the number of steps.
         reverse: whether to go from the last slice to the first.
-        made: as `close` takes it.
+        made: as `close` takes it. Random draws among them are made anew by every step.
 
     Returns:
         The last states, and the outputs stacked along a new first axis.
@@ -309,8 +310,18 @@ def loop(
     Raises:
         ShapeError, DTypeError: a state changes its type, or a sequence is of another length.
     """
-    results, inside, outside = close(parameters, [*new_states, *outputs], made)
-    body = Graph((*parameters, *inside), results, name="body")
+    results = [*new_states, *outputs]
+    drawn = [n for n in made or () if n.op is VARIABLE and isinstance(n.attrs["cell"], DrawCell)]
+    if drawn:
+        # Every step draws anew: its number goes into the number of the call.
+        with record() as more:
+            count = placeholder((), "uint64", "step")
+            calls = {call: random_bits(count, constant(0, "uint64"), call) for call in drawn}
+            results = replace_nodes(results, calls)
+        parameters, sequences = [*parameters, count], [*sequences, iota(length, "uint64")]
+        made = {*(made or ()), *more}
+    results, inside, outside = close(parameters, results, made)
+    body = Graph((*parameters, *inside), tuple(results), name="body")
     attrs = {"body": body, "length": length, "states": len(states), "sequences": len(sequences), "reverse": reverse}
     node = make(SCAN, (*states, *sequences, *outside), attrs)
     values = items(node)
