@@ -70,7 +70,9 @@ def test_placeholders_that_meet_share_one_size(tmp_path: Path) -> None:
     assert lib.inputs[0][2] == lib.inputs[1][2]
     a = np.ones((5, 4), "float32")
     np.testing.assert_allclose(lib([a, 3 * a])[0], np.full(5, 3.0))
-    with pytest.raises(InputError, match=r"^y: expected shape \(5, 4\), got \(6, 4\): axis 0 has the size of axis 0 of x"):
+    with pytest.raises(
+        InputError, match=r"^y: expected shape \(5, 4\), got \(6, 4\): axis 0 has the size of axis 0 of x"
+    ):
         lib([a, np.ones((6, 4))])
 
 
@@ -161,8 +163,16 @@ def test_a_c_program_calls_it(tmp_path: Path, language: str, link: str) -> None:
     if compiler is None:
         pytest.skip("no C++ compiler is installed")
     subprocess.run(
-        [compiler, *strict, f"-I{tmp_path}", str(source), str(getattr(files, link)), f"-Wl,-rpath,{tmp_path}"]
-        + ["-o", str(program)],
+        [
+            compiler,
+            *strict,
+            f"-I{tmp_path}",
+            str(source),
+            str(getattr(files, link)),
+            f"-Wl,-rpath,{tmp_path}",
+            "-o",
+            str(program),
+        ],
         check=True,
     )
     printed = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
@@ -216,7 +226,9 @@ def test_large_weights_are_embedded(tmp_path: Path) -> None:
 def test_nodes_without_a_kernel_are_named(tmp_path: Path) -> None:
     x, i = K.placeholder((4, 3), name="x"), K.placeholder((2,), dtype="int32", name="i")
     fn = K.function([x, i], [K.gather(x, i)])
-    with pytest.raises(CompileError, match=r"1 node of .* can only be interpreted:\n  gather: .*\n  built at test_aot.py"):
+    with pytest.raises(
+        CompileError, match=r"1 node of .* can only be interpreted:\n  gather: .*\n  built at test_aot.py"
+    ):
         graphkb.compile(fn, tmp_path / "gather")
     assert not list(tmp_path.iterdir())
 

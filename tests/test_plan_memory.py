@@ -22,7 +22,8 @@ def overlap(a: Request, b: Request) -> bool:
 def check(requests: list[Request], offsets: list[int], total: int) -> None:
     for i, a in enumerate(requests):
         assert offsets[i] % ALIGNMENT == 0
-        assert 0 <= offsets[i] and offsets[i] + a.nbytes <= total
+        assert offsets[i] >= 0
+        assert offsets[i] + a.nbytes <= total
         for j in range(i):
             b = requests[j]
             if overlap(a, b) and a.nbytes and b.nbytes:
@@ -56,4 +57,3 @@ def test_unknown_sizes_are_planned_symbolically() -> None:
     plan = plan_memory([Request(value, i, i + 1) for i in range(9)])
     (s,) = free_symbols(plan.total)
     assert [substitute(plan.total, {s: size}) for size in (0, 1, 16)] == [0, 2 * 64, 2 * 192]
-
