@@ -130,9 +130,7 @@ class Casts(ModuleText):
         if self.target.has_float16:
             kind = self._half_type(a.lanes)
             half = self.fresh(f"bitcast {type_of(a)} {a.name} to {kind}", a.dtype, a.lanes)
-            return self.fresh(
-                f"fpext {kind} {half.name} to {llvm_type('float32', a.lanes)}", "float32", a.lanes
-            )
+            return self.fresh(f"fpext {kind} {half.name} to {llvm_type('float32', a.lanes)}", "float32", a.lanes)
         # Shift the exponent and fraction into place; multiplying by 2^112 rebuilds the exponent and
         # normalizes denormals exactly. Infinities and NaN get the full exponent afterwards.
         bits = self._convert("zext", Value(a.name, "uint16", a.lanes), "uint32")
@@ -160,9 +158,7 @@ class Casts(ModuleText):
         if self.target.has_float16:
             kind = self._half_type(a.lanes)
             half = self.fresh(f"fptrunc {type_of(a)} {a.name} to {kind}", "float16", a.lanes)
-            return self.fresh(
-                f"bitcast {kind} {half.name} to {llvm_type('float16', a.lanes)}", "float16", a.lanes
-            )
+            return self.fresh(f"bitcast {kind} {half.name} to {llvm_type('float16', a.lanes)}", "float16", a.lanes)
         bits = self.bitcast(a, "uint32")
         kind, lanes = type_of(bits), a.lanes
 
@@ -199,8 +195,7 @@ class Casts(ModuleText):
         bits = self.bitcast(near, "uint32")
         int_kind = type_of(bits)
         size, back_size = (
-            self.call(f"llvm.fabs.{'f64' if lanes == 1 else f'v{lanes}f64'}", "float64", lanes, [x])
-            for x in (a, back)
+            self.call(f"llvm.fabs.{'f64' if lanes == 1 else f'v{lanes}f64'}", "float64", lanes, [x]) for x in (a, back)
         )
         over = self.fresh(f"fcmp olt {kind} {size.name}, {back_size.name}", "bool", lanes)
         exact = self.fresh(f"fcmp ueq {kind} {a.name}, {back.name}", "bool", lanes)

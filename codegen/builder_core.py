@@ -142,9 +142,7 @@ class ModuleText:
         if len(numbers) == 1:
             return self.const(numbers[0], dtype)
         kind = LLVM_TYPES[dtype]
-        return Value(
-            "<" + ", ".join(f"{kind} {literal(n, dtype)}" for n in numbers) + ">", dtype, len(numbers)
-        )
+        return Value("<" + ", ".join(f"{kind} {literal(n, dtype)}" for n in numbers) + ">", dtype, len(numbers))
 
     def iota(self, dtype: str, lanes: int) -> Value:
         """The vector 0, 1, 2, …"""
@@ -212,9 +210,7 @@ class ModuleText:
             self._global_count += 1
             name = f"@constant.{self._global_count}"
             text = "".join(map(_BYTE_TEXT.__getitem__, data))
-            self._globals.append(
-                f'{name} = private unnamed_addr constant [{len(data)} x i8] c"{text}", align {align}'
-            )
+            self._globals.append(f'{name} = private unnamed_addr constant [{len(data)} x i8] c"{text}", align {align}')
             self._constants[key] = name
         return Value(self._constants[key], "ptr", 1)
 
@@ -242,9 +238,7 @@ class ModuleText:
         """Jump to `then` where the scalar bool `condition` holds, else to `otherwise`."""
         weight = ""
         if likely is not None:
-            odds = (
-                '!{!"branch_weights", i32 2000, i32 1}' if likely else '!{!"branch_weights", i32 1, i32 2000}'
-            )
+            odds = '!{!"branch_weights", i32 2000, i32 1}' if likely else '!{!"branch_weights", i32 1, i32 2000}'
             weight = f", !prof {odds}"
         self.line(f"br i1 {condition.name}, label %{then}, label %{otherwise}{weight}")
 
@@ -401,9 +395,7 @@ class ModuleText:
         self._lines, self._entry, self.block = [], [], ""
         self.target = saved
 
-    def helper(
-        self, name: str, params: Sequence[Param], write: Callable[..., None], args: Sequence[Value]
-    ) -> None:
+    def helper(self, name: str, params: Sequence[Param], write: Callable[..., None], args: Sequence[Value]) -> None:
         """Call a private function that `write(*params)` fills in; equal names share one in the module.
 
         For rare and long code that would burden every place of its use. It has no result but what it stores.

@@ -111,9 +111,7 @@ class Division(Operations):
             up = self.select(big_a, one, self.const_like(2.0**110, a))
             low = self.fmul(low, self.select(small_b, up, one))
             top = self.fmul(top, self.select(small_b, up, one))
-            unscale = self.select(
-                self.and_(small_b, self.not_(big_a)), self.const_like(2.0**-110, a), unscale
-            )
+            unscale = self.select(self.and_(small_b, self.not_(big_a)), self.const_like(2.0**-110, a), unscale)
         safe_low = self.select(valid, low, one)
         start = self.select(valid, top, small)
         low = safe_low

@@ -24,9 +24,7 @@ class Memory(Division):
     def _align(self, dtype: str, align: int | None) -> int:
         return align if align is not None else ITEM_SIZES.get(dtype, self.target.pointer_bits // 8)
 
-    def load(
-        self, address: Value, dtype: str, lanes: int = 1, align: int | None = None, flags: str = ""
-    ) -> Value:
+    def load(self, address: Value, dtype: str, lanes: int = 1, align: int | None = None, flags: str = "") -> Value:
         """`lanes` neighboring elements.
 
         Args:
@@ -99,9 +97,7 @@ class Memory(Division):
         args = f"{kind} {held.name}, ptr {address.name}, i32 {size}, {type_of(mask)} {mask.name}"
         self.line(f"call void @{name}({args})")
 
-    def gather(
-        self, addresses: Value, dtype: str, mask: Value | None = None, otherwise: Value | None = None
-    ) -> Value:
+    def gather(self, addresses: Value, dtype: str, mask: Value | None = None, otherwise: Value | None = None) -> Value:
         """One element from each address; masked lanes give `otherwise`, or zero, without touching memory."""
         lanes = addresses.lanes
         if lanes == 1:

@@ -69,17 +69,13 @@ class Operations(Casts):
     def fneg(self, a: Value) -> Value:
         """-a, also of zeros and NaN."""
         if a.dtype == "float16":
-            return self.bitcast(
-                self.xor(self.bitcast(a, "uint16"), self.const(0x8000, "uint16", a.lanes)), a.dtype
-            )
+            return self.bitcast(self.xor(self.bitcast(a, "uint16"), self.const(0x8000, "uint16", a.lanes)), a.dtype)
         return self.fresh(f"fneg {type_of(a)} {a.name}", a.dtype, a.lanes)
 
     def fabs(self, a: Value) -> Value:
         """|a|"""
         if a.dtype == "float16":
-            return self.bitcast(
-                self.and_(self.bitcast(a, "uint16"), self.const(0x7FFF, "uint16", a.lanes)), a.dtype
-            )
+            return self.bitcast(self.and_(self.bitcast(a, "uint16"), self.const(0x7FFF, "uint16", a.lanes)), a.dtype)
         return self._unary_intrinsic("fabs", a)
 
     def sqrt(self, a: Value) -> Value:
@@ -193,9 +189,7 @@ class Operations(Casts):
         """|a| of a signed integer; the least one stays itself."""
         if a.dtype in UNSIGNED:
             return a
-        self.declare(
-            f"llvm.abs.{mangled(a)}", f"declare {type_of(a)} @llvm.abs.{mangled(a)}({type_of(a)}, i1)"
-        )
+        self.declare(f"llvm.abs.{mangled(a)}", f"declare {type_of(a)} @llvm.abs.{mangled(a)}({type_of(a)}, i1)")
         return self.call(f"llvm.abs.{mangled(a)}", a.dtype, a.lanes, [a, Value("false", "bool", 1)])
 
     def and_(self, a: Value, b: Value) -> Value:
@@ -235,9 +229,7 @@ class Operations(Casts):
         if isinstance(count, int):
             return self._binary(op, a, self.const_like(count, a))
         width = _bits(a)
-        inside = self.fresh(
-            f"icmp ult {type_of(a)} {count.name}, {self.const_like(width, a).name}", "bool", a.lanes
-        )
+        inside = self.fresh(f"icmp ult {type_of(a)} {count.name}, {self.const_like(width, a).name}", "bool", a.lanes)
         safe = self.select(inside, count, self.const_like(width - 1 if op == "ashr" else 0, a))
         shifted = self._binary(op, a, safe)
         return shifted if op == "ashr" else self.select(inside, shifted, self.const_like(0, a))

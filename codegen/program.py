@@ -18,7 +18,6 @@ from graphkb.ir.node import Node
 from graphkb.ir.types import TensorType
 from graphkb.passes.plan_memory import MemoryPlan, Request, plan_memory
 
-
 # Calls in one function: LLVM's effort grows faster than a function's length.
 _CHUNK = 64
 

@@ -10,9 +10,7 @@ from graphkb.codegen.engine import compile_module
 from graphkb.codegen.target import TARGETS, Target, host_target
 
 LEVELS = [
-    t
-    for t in ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4")
-    if host_target().name >= t and host_target().is_x86
+    t for t in ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4") if host_target().name >= t and host_target().is_x86
 ] or [host_target().name]
 
 

@@ -23,9 +23,7 @@ def elementwise(name, inputs, type_, op, n):
   %v{k} = load {type_}, ptr %e{k}"""
         for k in range(inputs)
     )
-    sums = "".join(
-        f"\n  %s{k} = {op} {type_} {f'%s{k - 1}' if k > 1 else '%v0'}, %v{k}" for k in range(1, inputs)
-    )
+    sums = "".join(f"\n  %s{k} = {op} {type_} {f'%s{k - 1}' if k > 1 else '%v0'}, %v{k}" for k in range(1, inputs))
     return f"""
 define void @{name}(ptr %args, ptr %workspace) {{
 start:

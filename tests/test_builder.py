@@ -118,9 +118,7 @@ def test_float_arithmetic_is_numpys(dtype: str, name: str) -> None:
             )
             same(kernel(a, c), function(a, c))
         for method, function in unary.items():
-            kernel = elementwise(
-                lambda b, v, method=method: getattr(b, method)(v), [dtype], dtype, level(name)
-            )
+            kernel = elementwise(lambda b, v, method=method: getattr(b, method)(v), [dtype], dtype, level(name))
             same(kernel(x), function(x))
 
 
@@ -154,9 +152,7 @@ def test_integer_arithmetic_is_numpys(dtype: str, name: str) -> None:
         second = c
         if method in ("shl", "shift_right"):
             second = c & np.array(127 if dtype != "int8" else 63, dtype)
-        kernel = elementwise(
-            lambda b, v, w, method=method: getattr(b, method)(v, w), [dtype] * 2, dtype, level(name)
-        )
+        kernel = elementwise(lambda b, v, w, method=method: getattr(b, method)(v, w), [dtype] * 2, dtype, level(name))
         with np.errstate(all="ignore"):
             same(kernel(a, second), function(a, second))
     if dtype != "bool":
@@ -166,9 +162,7 @@ def test_integer_arithmetic_is_numpys(dtype: str, name: str) -> None:
             "sign": np.sign,
             "not_": np.invert,
         }.items():
-            kernel = elementwise(
-                lambda b, v, method=method: getattr(b, method)(v), [dtype], dtype, level(name)
-            )
+            kernel = elementwise(lambda b, v, method=method: getattr(b, method)(v), [dtype], dtype, level(name))
             same(kernel(x), function(x))
 
 
@@ -192,9 +186,7 @@ def test_extrema_treat_nan_as_numpy_does(dtype: str, name: str) -> None:
     a, c = (v.ravel() for v in np.meshgrid(x[::2], x[::3]))
     functions = {"minimum": np.minimum, "maximum": np.maximum, "fmin": np.fmin, "fmax": np.fmax}
     for method, function in functions.items():
-        kernel = elementwise(
-            lambda b, v, w, method=method: getattr(b, method)(v, w), [dtype] * 2, dtype, level(name)
-        )
+        kernel = elementwise(lambda b, v, w, method=method: getattr(b, method)(v, w), [dtype] * 2, dtype, level(name))
         np.testing.assert_array_equal(kernel(a, c), function(a, c))
 
 

@@ -55,9 +55,7 @@ def test_invalid_modules_are_errors_not_crashes() -> None:
     target = host_target()
     with pytest.raises(RuntimeError, match="expected"):
         compile_module("define nonsense", target)
-    unverifiable = (
-        "define float @f(float %x) {\n  %y = call float @llvm.sqrt.f32(float %x)\n  ret float %z\n}"
-    )
+    unverifiable = "define float @f(float %x) {\n  %y = call float @llvm.sqrt.f32(float %x)\n  ret float %z\n}"
     with pytest.raises(RuntimeError, match="undefined value"):
         compile_module(unverifiable, target)
     wrong = "declare float @llvm.sqrt.f32(double)\ndefine float @f() {\n"

@@ -167,9 +167,7 @@ def test_zero_dimensions_and_empty_arrays():
 
 def test_every_dtype_and_many_dims():
     names = [f"float{n}" for n in (16, 32, 64)] + [f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)]
-    arrays = [
-        np.zeros((2, 1, 3, 1, 0, 2, 1, 1)[: k + 1], name) for k, name in enumerate([*names, "bool"][:8])
-    ]
+    arrays = [np.zeros((2, 1, 3, 1, 0, 2, 1, 1)[: k + 1], name) for k, name in enumerate([*names, "bool"][:8])]
     arrays += [np.zeros((2,), name) for name in [*names, "bool"][8:]]
     signature = tuple((one.dtype.name, one.shape) for one in arrays)
     entry = NativeEntry(slow)

@@ -135,9 +135,9 @@ def pairs(name: str, dtype: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     near = 1 + rng.uniform(-0.01, 0.01, count)
     if name == "pow":
         y = rng.uniform(-1.1, 1.1, count) * limit / np.maximum(np.abs(np.log(x)), 0.3)
-        return np.concatenate([x, near]).astype(dtype), np.concatenate(
-            [y, rng.normal(0, limit * 60, count)]
-        ).astype(dtype)
+        return np.concatenate([x, near]).astype(dtype), np.concatenate([y, rng.normal(0, limit * 60, count)]).astype(
+            dtype
+        )
     y = np.exp(rng.uniform(-limit, limit, count)) * rng.choice([-1, 1], count)
     return np.concatenate([near, x]).astype(dtype), np.concatenate([rng.normal(0, 1, count), y]).astype(dtype)
 

@@ -10,9 +10,7 @@ from graphkb.codegen.vecmath.fit import FITS, PIECES, Fit, log_table, render, si
 from graphkb.codegen.vecmath.remez import Family, chebyshev_grid, fit_polynomial
 
 
-@pytest.mark.parametrize(
-    "row", [f for f in FITS if f.dtype == "float32" and f.name in ("exp", "sin", "cbrt", "log")]
-)
+@pytest.mark.parametrize("row", [f for f in FITS if f.dtype == "float32" and f.name in ("exp", "sin", "cbrt", "log")])
 def test_table_is_what_the_script_produces(row: Fit) -> None:
     values, worst = row.run()
     assert tuple(values) == COEFFICIENTS[row.name, row.dtype]

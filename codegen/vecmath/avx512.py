@@ -57,9 +57,7 @@ def fix_log(result: Expr, x: Expr) -> Expr:
         name = f"llvm.x86.avx512.mask.fixupimm.{_SUFFIX[dtype]}"
         b.declare(name, f"declare {kind} @{name}({kind}, {kind}, <{lanes} x {bits}>, i32, i{lanes}, i32)")
         listed = f"{kind} {left.name}, {kind} {right.name}, <{lanes} x {bits}> splat ({bits} {_FIX_LOG})"
-        return b.fresh(
-            f"call {kind} @{name}({listed}, i32 0, i{lanes} -1, {_DEFAULT_ROUNDING})", dtype, lanes
-        )
+        return b.fresh(f"call {kind} @{name}({listed}, i32 0, i{lanes} -1, {_DEFAULT_ROUNDING})", dtype, lanes)
 
     return Expr(b, in_registers(b, [result.value, x.value], write))
 

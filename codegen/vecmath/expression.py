@@ -211,11 +211,7 @@ def in_registers(b: Builder, args: Sequence[Value], compute: Callable[..., Value
     done: list[Value] = []
     for k in range(parts):
         picks = [min(i, lanes - 1) for i in range(k * native, (k + 1) * native)]
-        done.append(
-            compute(*(b.shuffle(x, None, picks) for x in args))
-            if picks[0] < lanes - 1 or k == 0
-            else done[-1]
-        )
+        done.append(compute(*(b.shuffle(x, None, picks) for x in args)) if picks[0] < lanes - 1 or k == 0 else done[-1])
     while len(done) > 1:
         done = [b.concat(done[i], done[i + 1]) for i in range(0, len(done), 2)]
     return b.shuffle(done[0], None, range(lanes))

@@ -158,12 +158,8 @@ FITS: tuple[Fit, ...] = (
     # on a quarter turn around 0, z = x²
     Fit("sin", "float32", _of_square(mp.sin, 1), _TINY, _QUARTER_PI**2, range(4), fixed=((0, 1.0),)),
     Fit("sin", "float64", _of_square(mp.sin, 1), _TINY, _QUARTER_PI**2, range(7), fixed=((0, 1.0),)),
-    Fit(
-        "cos", "float32", _of_square(mp.cos, 0), _TINY, _QUARTER_PI**2, range(5), fixed=((0, 1.0), (1, -0.5))
-    ),
-    Fit(
-        "cos", "float64", _of_square(mp.cos, 0), _TINY, _QUARTER_PI**2, range(8), fixed=((0, 1.0), (1, -0.5))
-    ),
+    Fit("cos", "float32", _of_square(mp.cos, 0), _TINY, _QUARTER_PI**2, range(5), fixed=((0, 1.0), (1, -0.5))),
+    Fit("cos", "float64", _of_square(mp.cos, 0), _TINY, _QUARTER_PI**2, range(8), fixed=((0, 1.0), (1, -0.5))),
     # tan(x) / x on the same interval
     Fit("tan", "float32", _of_square(mp.tan, 1), _TINY, _QUARTER_PI**2, range(7), fixed=((0, 1.0),)),
     Fit("tan", "float64", _of_square(mp.tan, 1), _TINY, _QUARTER_PI**2, range(15), fixed=((0, 1.0),)),
@@ -258,9 +254,7 @@ PIECES_FIRST = 0.125
 PIECES: tuple[Pieces, ...] = (Pieces("tanh", mp.tanh, 5, 9.5), Pieces("erf", mp.erf, 5, 3.9999998))
 
 
-def render(
-    rows: Sequence[tuple[Fit, list[float], float]], pieces: Sequence[tuple[str, list[list[float]]]]
-) -> str:
+def render(rows: Sequence[tuple[Fit, list[float], float]], pieces: Sequence[tuple[str, list[list[float]]]]) -> str:
     """The text of coefficients.py."""
     lines = [
         '"""Coefficients of the vector math; written by `python -m graphkb.codegen.vecmath.fit`, not by hand."""',

@@ -25,9 +25,7 @@ def power(x: Expr, y: Expr) -> Expr:
     def settle() -> list[Value]:
         return [_settle(x, y, size, result).value]
 
-    return Expr(
-        x.b, x.b.branch((~ordinary).any(), settle, lambda: [result.value], likely=False, hint="pow")[0]
-    )
+    return Expr(x.b, x.b.branch((~ordinary).any(), settle, lambda: [result.value], likely=False, hint="pow")[0])
 
 
 def _settle(x: Expr, y: Expr, size: Expr, result: Expr) -> Expr:

@@ -44,10 +44,7 @@ class Family:
         picks = [round((count - 1) * (1 - float(mp.cos(mp.pi * i / size))) / 2) for i in range(size + 1)]
         coefficients: list[Any] = []
         for _ in range(rounds):
-            rows = [
-                [column[i] for column in self.basis] + [(-1) ** k / self.weight[i]]
-                for k, i in enumerate(picks)
-            ]
+            rows = [[column[i] for column in self.basis] + [(-1) ** k / self.weight[i]] for k, i in enumerate(picks)]
             solution = mp.lu_solve(mp.matrix(rows), mp.matrix([self.target[i] for i in picks]))
             coefficients, level = list(solution)[:size], abs(solution[size])
             error = self.error(coefficients)
@@ -138,9 +135,7 @@ def fit_polynomial(
         chosen: dict[int, float] = dict(fixed or {})
         before = mpf(0)
         while True:
-            rest = [
-                t - mp.fdot((mpf(c), columns[e][i]) for e, c in chosen.items()) for i, t in enumerate(target)
-            ]
+            rest = [t - mp.fdot((mpf(c), columns[e][i]) for e, c in chosen.items()) for i, t in enumerate(target)]
             free = [e for e in exponents if e not in chosen]
             family = Family(rest, weights, [columns[e] for e in free])
             coefficients, worst = family.remez()

@@ -44,9 +44,7 @@ _FUSED = {
     "float64": Reduction((HALF_PI, HALF_PI_LOW, -1.4973849048591833e-33), 2.0**28),
 }
 _SPLIT = {
-    "float32": Reduction(
-        (1.5703125, 0.0004837512969970703, 7.549533620476723e-08, 2.5633440682570896e-12), 2.0**12
-    ),
+    "float32": Reduction((1.5703125, 0.0004837512969970703, 7.549533620476723e-08, 2.5633440682570896e-12), 2.0**12),
     "float64": Reduction((1.5707963267341256, 6.077100506303966e-11, 2.0222662487959506e-21), 2.0**19),
 }
 
@@ -76,9 +74,7 @@ def reduce(x: Expr) -> tuple[Expr, Expr, Expr]:
     def slow() -> list[Value]:
         return _reduce_large(b, x, large, count, high, low)
 
-    picked = b.branch(
-        large.any(), slow, lambda: [count.value, high.value, low.value], likely=False, hint="large"
-    )
+    picked = b.branch(large.any(), slow, lambda: [count.value, high.value, low.value], likely=False, hint="large")
     return Expr(b, picked[0]), Expr(b, picked[1]), Expr(b, picked[2])
 
 

@@ -2,4 +2,17 @@
 
 from graphkb.ops import control, conv, ctc, elementwise, fused, index, leaf, linalg, random, reduce, shape, window
 
-__all__ = ["control", "conv", "ctc", "elementwise", "fused", "index", "leaf", "linalg", "random", "reduce", "shape", "window"]
+__all__ = [
+    "control",
+    "conv",
+    "ctc",
+    "elementwise",
+    "fused",
+    "index",
+    "leaf",
+    "linalg",
+    "random",
+    "reduce",
+    "shape",
+    "window",
+]
