@@ -18,8 +18,10 @@ from contracts import all_contracts, widen
 from evaluate import Array, interpret
 from programs import RandomProgram
 
+from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node
 from graphkb.ir.types import FLOATS, INTEGERS
+from graphkb.passes.pipeline import optimize
 
 RUNS = 6
 # How far beyond the spread of the noisy runs a result may lie.
@@ -30,19 +32,31 @@ ROUNDED_ONCE = {"add", "sub", "mul", "div", "square", "reciprocal", "sqrt"}
 
 @dataclass(frozen=True)
 class Expectation:
-    """The values of a program's roots, with those of its noisy runs."""
+    """The values of a program's roots, with those of its noisy runs.
+
+    `stable` are those of the program with stable formulas: where the raw one overflows, they need not.
+    """
 
     values: list[Array]
     noisy: list[list[Array]]
+    stable: Expectation | None = None
 
-    def check(self, actual: Sequence[Array], what: str) -> None:
-        """Assert that results are right; `what` says whose they are."""
+    def check(self, actual: Sequence[Array], what: str, stabilized: bool = False) -> None:
+        """Assert that results are right; `what` says whose they are.
+
+        Right after formulas were made stable, there is nothing to compare finite results with where the raw program
+        overflows.
+        """
         assert len(actual) == len(self.values)
         for i, (result, expected) in enumerate(zip(actual, self.values)):
             runs = [run[i] for run in self.noisy]
             assert result.dtype == expected.dtype, f"{what}\nroot {i} is {result.dtype}, not {expected.dtype}"
             assert result.shape == expected.shape, f"{what}\nroot {i} has shape {result.shape}, not {expected.shape}"
             wrong = differs(result, expected, runs)
+            if self.stable is not None:
+                wrong &= differs(result, self.stable.values[i], [run[i] for run in self.stable.noisy])
+            if stabilized and expected.dtype.kind == "f":
+                wrong &= np.isfinite(expected) | ~np.isfinite(result)
             if wrong.any():
                 at = tuple(int(k) for k in np.argwhere(wrong)[0])
                 near = ", ".join(repr(r[at]) for r in runs)
@@ -68,11 +82,12 @@ def differs(result: Array, expected: Array, runs: Sequence[Array]) -> Array:
     return np.asarray(~(same | unsure | (finite & np.isfinite(result) & near)))
 
 
-def expect(program: RandomProgram) -> Expectation:
-    """Interpret a program, and again with noise."""
-    graph, feeds = program.bound, program.feeds
+def expect(program: RandomProgram, graph: Graph | None = None, stable: bool = True) -> Expectation:
+    """Interpret a program, and again with noise; `graph` is what passes made of it."""
+    graph, feeds = graph or program.bound, program.feeds
     noisy = [interpret(graph, feeds, Noise(np.random.default_rng(seed), 1.0 + 7 * (seed % 2))) for seed in range(RUNS)]
-    return Expectation(program.results(graph, interpret(graph, feeds)), [program.results(graph, run) for run in noisy])
+    values, runs = program.results(graph, interpret(graph, feeds)), [program.results(graph, run) for run in noisy]
+    return Expectation(values, runs, expect(program, optimize(graph), False) if stable else None)
 
 
 def _terms(node: Node, inputs: Sequence[Array], value: Array) -> int:
