@@ -21,14 +21,17 @@ from graphkb.ops import elementwise, leaf
 from graphkb.ops import shape as shape_ops
 from graphkb.ops.random import FRACTION_BITS, Draw
 
+# As many as NumPy draws from: of fewer, such as ten million, some thousand draws would often share one.
+SEEDS = 2**31 - 1
 
-def _draw(what: str, shape: Any, seed: Any, bound: float = 10e6) -> Draw:
+
+def _draw(what: str, shape: Any, seed: Any) -> Draw:
     """A new draw; without a seed NumPy's own generator gives one, so that `np.random.seed` fixes it."""
     sizes = to_dims([shape] if isinstance(shape, (int, np.integer)) else shape, what)
     if any(isinstance(d, int) and d < 0 for d in sizes):
         raise ShapeError(f"{what}: the shape {show_shape(sizes)} has a negative size")
     if seed is None:
-        seed = np.random.randint(int(bound))
+        seed = np.random.randint(SEEDS)
     try:
         number = int(seed)
     except (TypeError, ValueError):
@@ -224,7 +227,7 @@ def _variable(
     draw: Callable[..., Tensor], shape: Any, dtype: Any, name: str | None, seed: Any, **kwargs: Any
 ) -> Variable:
     if seed is None:
-        seed = np.random.randint(int(10e8))
+        seed = np.random.randint(SEEDS)
     return variable(draw(shape, dtype=dtype, seed=seed, **kwargs), dtype, name)
 
 
