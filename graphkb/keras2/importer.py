@@ -94,4 +94,8 @@ def install_importer() -> bool:
     if any(isinstance(finder, KerasFinder) for finder in sys.meta_path):
         return True
     sys.meta_path.insert(0, KerasFinder())
+    for name, actions in AFTER_LOADING.items():
+        if name in sys.modules:
+            for action in actions:
+                action(sys.modules[name])
     return False

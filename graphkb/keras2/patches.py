@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -131,8 +133,28 @@ def default_yaml_loader(module: ModuleType) -> None:
         module.load.__defaults__ = (module.FullLoader,)
 
 
+def default_mode_in_memory(module: ModuleType) -> None:
+    """Let `h5py.File(name, driver='core', backing_store=False)` make a new file in memory, as h5py 2 did.
+
+    h5py 3 opens for reading unless told, which for a file in memory that is not on the disk either can only fail.
+    """
+    original = module.File.__init__
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def __init__(self: Any, name: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        in_memory = kwargs.get("driver") == "core" and kwargs.get("backing_store") is False
+        if in_memory and not args and "mode" not in kwargs and isinstance(name, str) and not os.path.exists(name):
+            kwargs["mode"] = "w"
+        original(self, name, *args, **kwargs)
+
+    module.File.__init__ = __init__
+
+
 AFTER_LOADING: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
     "keras.backend.load_backend": (follow_keras_settings,),
+    "h5py._hl.files": (default_mode_in_memory,),
     "yaml": (default_yaml_loader,),
 }
-"""What is done to a module right after it loaded, by its name."""
+"""What is done to a module right after it loaded, or at once if it is loaded already; a second time changes nothing."""

@@ -33,11 +33,21 @@ def _install_backends() -> None:
     sys.modules["keras.backend.tensorflow_backend"] = ours
     twin = types.ModuleType("keras.backend.theano_backend")
     vars(twin).update({name: value for name, value in vars(ours).items() if not name.startswith("__")})
+    twin.resize_images = _resize_images_as_theano  # type: ignore[attr-defined]
     sys.modules["keras.backend.theano_backend"] = twin
     import keras
 
     keras.backend.tensorflow_backend = ours
     keras.backend.theano_backend = twin
+
+
+def _resize_images_as_theano(
+    x: Any, height_factor: int, width_factor: int, data_format: str, interpolation: str = "nearest"
+) -> Any:
+    """A test expects of Theano's backend that it interpolates by a factor of 2 only."""
+    if interpolation == "bilinear" and (height_factor, width_factor) != (2, 2):
+        raise NotImplementedError("resize_images: Theano's backend interpolates by a factor of 2 only")
+    return ours.resize_images(x, height_factor, width_factor, data_format, interpolation)
 
 
 def _install_tensorflow_stub() -> None:
@@ -90,7 +100,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def clear_session_after_each_test() -> Iterator[None]:
-    """Keras' conftest does this for its own backends only; a learning phase set to 1 would reach the tests that follow."""
+    """Keras' conftest does so for its own backends only; a learning phase set to 1 would reach the tests that follow."""
     yield
     ours.clear_session()
 

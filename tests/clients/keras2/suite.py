@@ -65,8 +65,11 @@ def run_file(folder: Path, setting: Setting, ids: Sequence[str], mode: str) -> l
         found, running, log = _run_process(folder, setting, left, mode)
         outcomes.update(found)
         if running is None:
+            reason = log.strip()[-400:]
             for name in left:
-                outcomes.setdefault(name, Outcome(name, "missing", error=log.strip()[-400:]))
+                if name not in outcomes:
+                    outcomes[name] = Outcome(name, "missing", error=reason)
+                    reason = "as above"
             break
         outcomes[running] = Outcome(running, "crashed", error=log.strip()[-400:])
         left = [name for name in left if name not in outcomes]
