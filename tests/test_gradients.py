@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from evaluate import Array, atom_of, finite_differences, interpret
 
+from graphkb import backend as K
 from graphkb.gradients import gradients
 from graphkb.ir.dims import symbol
 from graphkb.ir.errors import GradientError
@@ -347,3 +348,26 @@ def test_a_chain_of_100000_nodes() -> None:
         y = y * 1.00001 + 1
     g = grad(y, x)
     np.testing.assert_allclose(value(g, x=[1]), 1.00001**50_000, rtol=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------- branches not taken
+@pytest.mark.parametrize(
+    ("build", "x", "expected"),
+    [
+        (lambda x: K.switch(x > 0, K.log(x), x * 2), [0.0, 2.0], [2, 0.5]),
+        (lambda x: K.switch(x > 0, K.sqrt(x) * 3 + 1, x), [0.0, -1.0, 4.0], [1, 1, 0.75]),
+        (lambda x: K.switch(x < 9, 1 / (1 + K.exp(x) * K.exp(x)), 5 - x), [1e3, 10.0], [-1, -1]),
+        (lambda x: K.switch(x > 0, 1 / x, K.switch(x < -1, K.log(-1 - x), x)), [0.0, 2, -3, -1], [1, -0.25, -0.5, 1]),
+        (lambda x: K.switch(K.not_equal(x, 0), K.sin(x) / x, x * 0 + 1), [0.0], [0]),
+        (lambda x: K.elu(x), [1e4, 1.0], [1, 1]),
+    ],
+)
+def test_no_nan_comes_from_the_branch_that_was_not_taken(build, x, expected):
+    v = K.variable(x, "float64")
+    np.testing.assert_allclose(K.eval(K.gradients(K.sum(build(v)), [v])[0]), expected, rtol=1e-9)
+
+
+def test_no_nan_comes_from_there_to_what_was_broadcast():
+    v, w = K.variable([0.0, 2.0], "float64"), K.variable(3.0, "float64")
+    y = K.switch(v > 0, w * K.log(v), v)
+    np.testing.assert_allclose(K.eval(K.gradients(K.sum(y), [w])[0]), np.log(2))
