@@ -100,7 +100,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def clear_session_after_each_test() -> Iterator[None]:
-    """Keras' conftest does so for its own backends only; a learning phase set to 1 would reach the tests that follow."""
+    """Keras' conftest does so for its own backends only; a learning phase set to 1 would reach later tests."""
     yield
     ours.clear_session()
 
