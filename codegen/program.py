@@ -58,7 +58,8 @@ def base_of(node: Node) -> Node:
 
 def interpreted_nodes(graph: Graph) -> list[Node]:
     """The nodes of a fused graph that have no kernel."""
-    return [n for n in graph.nodes if n.op.kind not in ("leaf", "fused") and not is_alias(n)]
+    # An item is part of the loop or branch that it is taken from.
+    return [n for n in graph.nodes if n.op.kind not in ("leaf", "fused") and n.op.name != "item" and not is_alias(n)]
 
 
 class Kernels:

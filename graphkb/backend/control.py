@@ -140,7 +140,7 @@ def switch(condition: Any, then_expression: Any, else_expression: Any) -> Any:
             of the two expressions. Numbers count as true when they are not 0.
         then_expression: a tensor, a number, or a function without arguments that makes one. Under a scalar condition
             what such a function builds is computed only where it is chosen.
-        else_expression: the same. Under a scalar condition both must have one shape.
+        else_expression: the same. Under a scalar condition both tensors must have one shape.
 
     Returns:
         A tensor.
@@ -166,6 +166,11 @@ def switch(condition: Any, then_expression: Any, else_expression: Any) -> Any:
     with record() as casts:
         then, other = pair(*chosen)
     if not test.ndim:
+        # A number goes with every shape.
+        if not isinstance(first, Handle) and not then.ndim:
+            then = shape.broadcast_to(then, other.shape)
+        elif not isinstance(second, Handle) and not other.ndim:
+            other = shape.broadcast_to(other, then.shape)
         _check_one_shape(then, other)
         made_then |= casts & {then}
         made_other |= casts & {other}
@@ -174,7 +179,6 @@ def switch(condition: Any, then_expression: Any, else_expression: Any) -> Any:
             return Tensor(result)
         # Sizes that only the call tells must be equal too: they must not broadcast.
         return Tensor(select(test, then, shape.reshape(other, then.shape)))
-    # A number goes with every shape.
     ranks = [n.ndim for n, value in zip((then, other), chosen) if isinstance(value, Handle) or n.ndim]
     rank = max(ranks, default=test.ndim)
     if test.ndim > rank:
