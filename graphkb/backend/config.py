@@ -251,6 +251,9 @@ def backend() -> str:
 def symbolic(func: F) -> F:
     """The function itself: every function of K builds graphs. (Keras decorates with this.)
 
+    Args:
+        func: a function.
+
     >>> from graphkb import backend as K
     >>> K.symbolic(len) is len
     True
@@ -260,6 +263,9 @@ def symbolic(func: F) -> F:
 
 def eager(func: F) -> F:
     """The function itself: there is no eager mode. (Keras decorates with this.)
+
+    Args:
+        func: a function.
 
     >>> from graphkb import backend as K
     >>> K.eager(len) is len

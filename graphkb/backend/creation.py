@@ -90,6 +90,9 @@ def placeholder(
 def is_placeholder(x: Any) -> bool:
     """Whether a value is a placeholder; it never raises.
 
+    Args:
+        x: anything.
+
     >>> from graphkb import backend as K
     >>> K.is_placeholder(K.placeholder((2,))), K.is_placeholder(3)
     (True, False)
@@ -141,6 +144,9 @@ def variable(
 
 def is_variable(x: Any) -> bool:
     """Whether a value is a variable; it never raises.
+
+    Args:
+        x: anything.
 
     >>> from graphkb import backend as K
     >>> K.is_variable(K.variable(0)), K.is_variable(K.constant(0)), K.is_variable(0)
@@ -350,6 +356,9 @@ def arange(start: Any, stop: Any = None, step: Any = 1, dtype: str = "int32") ->
 def is_tensor(x: Any) -> bool:
     """Whether a value is a tensor of this backend; variables are.
 
+    Args:
+        x: anything.
+
     >>> from graphkb import backend as K
     >>> K.is_tensor(K.variable(1)), K.is_tensor(1.0)
     (True, False)
@@ -359,6 +368,9 @@ def is_tensor(x: Any) -> bool:
 
 def is_keras_tensor(x: Any) -> bool:
     """Whether a tensor came out of a Keras layer.
+
+    Args:
+        x: a tensor.
 
     Raises:
         ValueError: `x` is no tensor.
@@ -395,6 +407,9 @@ def to_dense(tensor: Any) -> Any:
 
 def dtype(x: Any) -> str:
     """The dtype name of a tensor, a variable or a NumPy array.
+
+    Args:
+        x: a tensor, a number or an array.
 
     >>> from graphkb import backend as K
     >>> K.dtype(K.placeholder((2,), dtype="float64"))

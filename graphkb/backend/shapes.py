@@ -57,6 +57,9 @@ def int_shape(x: Any) -> tuple[int | None, ...] | None:
 def get_variable_shape(x: Any) -> tuple[int | None, ...] | None:
     """The same as `int_shape`.
 
+    Args:
+        x: a tensor or an array.
+
     >>> from graphkb import backend as K
     >>> K.get_variable_shape(K.variable([1, 2]))
     (2,)
@@ -66,6 +69,9 @@ def get_variable_shape(x: Any) -> tuple[int | None, ...] | None:
 
 def ndim(x: Any) -> int:
     """The number of axes.
+
+    Args:
+        x: a tensor or an array.
 
     >>> from graphkb import backend as K
     >>> K.ndim(K.placeholder((None, 4)))

@@ -314,6 +314,9 @@ _manual_initialization = False
 def manual_variable_initialization(value: bool) -> None:
     """Remember whether the user initializes variables. They always have a value here, so nothing depends on it.
 
+    Args:
+        value: a bool.
+
     >>> from graphkb import backend as K
     >>> K.manual_variable_initialization(False)
     """
@@ -332,6 +335,9 @@ def get_session() -> Any:
 
 def set_session(session: Any) -> None:
     """There are no sessions: it raises, as Keras 2.3.1 does on TensorFlow 2.
+
+    Args:
+        session: anything.
 
     Raises:
         RuntimeError: always.
