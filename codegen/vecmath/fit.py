@@ -64,6 +64,8 @@ class Fit:
 mp.dps = DIGITS
 _HALF_LN2 = mp.log(2) / 2 * mpf("1.0002")
 _QUARTER_PI = mp.pi / 4 * mpf("1.0002")
+# The rounding of 2 / pi to float32 moves the largest remainders of x < 2^17 a little further out.
+_WIDE_QUARTER_PI = mp.pi / 4 * mpf("1.006")
 _TINY = mpf(10) ** -18
 
 
@@ -156,12 +158,20 @@ FITS: tuple[Fit, ...] = (
     # log(1 + f) = f - f²/2 + s (f²/2 + s² R(s²)) with s = f / (2 + f)
     Fit("log", "float64", _log_ratio, _TINY, mpf("0.0401"), range(7)),
     # on a quarter turn around 0, z = x²
-    Fit("sin", "float32", _of_square(mp.sin, 1), _TINY, _QUARTER_PI**2, range(4), fixed=((0, 1.0),)),
+    Fit("sin", "float32", _of_square(mp.sin, 1), _TINY, _WIDE_QUARTER_PI**2, range(4), fixed=((0, 1.0),)),
     Fit("sin", "float64", _of_square(mp.sin, 1), _TINY, _QUARTER_PI**2, range(7), fixed=((0, 1.0),)),
-    Fit("cos", "float32", _of_square(mp.cos, 0), _TINY, _QUARTER_PI**2, range(5), fixed=((0, 1.0), (1, -0.5))),
+    Fit(
+        "cos",
+        "float32",
+        _of_square(mp.cos, 0),
+        _TINY,
+        _WIDE_QUARTER_PI**2,
+        range(5),
+        fixed=((0, 1.0), (1, -0.5)),
+    ),
     Fit("cos", "float64", _of_square(mp.cos, 0), _TINY, _QUARTER_PI**2, range(8), fixed=((0, 1.0), (1, -0.5))),
     # tan(x) / x on the same interval
-    Fit("tan", "float32", _of_square(mp.tan, 1), _TINY, _QUARTER_PI**2, range(7), fixed=((0, 1.0),)),
+    Fit("tan", "float32", _of_square(mp.tan, 1), _TINY, _WIDE_QUARTER_PI**2, range(7), fixed=((0, 1.0),)),
     Fit("tan", "float64", _of_square(mp.tan, 1), _TINY, _QUARTER_PI**2, range(15), fixed=((0, 1.0),)),
     # asin(x) / x up to 1/2, z = x²
     Fit("asin", "float32", _of_square(mp.asin, 1), _TINY, 0.2501, range(6), fixed=((0, 1.0),)),
