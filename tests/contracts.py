@@ -133,10 +133,11 @@ def all_contracts() -> tuple[Contract, ...]:
     from contracts_conv import CONVOLUTIONS
     from contracts_elementwise import ELEMENTWISE
     from contracts_random import RANDOM
+    from contracts_sparse import SPARSE
     from contracts_structure import STRUCTURE
     from contracts_values import VALUES
 
-    return (*ELEMENTWISE, *STRUCTURE, *RANDOM, *VALUES, *CONVOLUTIONS)
+    return (*ELEMENTWISE, *STRUCTURE, *RANDOM, *SPARSE, *VALUES, *CONVOLUTIONS)
 
 
 __all__ = ["DTYPES", "FLOATS", "INTEGERS", "Case", "Contract", "all_contracts", "sample", "widen"]

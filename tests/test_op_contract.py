@@ -35,7 +35,8 @@ from graphkb.runtime.function import Function
 
 CONTRACTS = all_contracts()
 BY_NAME = {c.op: c for c in CONTRACTS}
-# Values come from the caller, bodies are programs, tuples have no arrays, trimmed rows leave with another shape: other tests hold these.
+# Values come from the caller, bodies are programs, tuples have no arrays, trimmed rows leave with another shape: other
+# tests hold these.
 WITHOUT_CONTRACT = {"placeholder", "fused", "scan", "cond", "item", "ctc_beams", "trim"}
 # Attributes that hold sizes, and may be symbolic.
 SIZE_ATTRS = {"shape", "sizes", "size", "dim"}

@@ -54,6 +54,7 @@ from graphkb.backend.creation import (
 from graphkb.backend.ctc import (
     ctc_batch_cost,
     ctc_decode,
+    ctc_label_dense_to_sparse,
 )
 from graphkb.backend.execution import (
     control_dependencies,
@@ -61,6 +62,7 @@ from graphkb.backend.execution import (
     function,
     gradients,
     name_scope,
+    print_tensor,
     stop_gradient,
 )
 from graphkb.backend.extra_math import (
@@ -268,6 +270,7 @@ __all__ = [
     "count_params",
     "ctc_batch_cost",
     "ctc_decode",
+    "ctc_label_dense_to_sparse",
     "cumprod",
     "cumsum",
     "depthwise_conv2d",
@@ -348,6 +351,7 @@ __all__ = [
     "pool2d",
     "pool3d",
     "pow",
+    "print_tensor",
     "prod",
     "random_binomial",
     "random_normal",

@@ -11,6 +11,7 @@ import numpy as np
 from graphkb.backend import config
 from graphkb.backend.promotion import Handle, as_node, to_array
 from graphkb.backend.sizes import scalar_dim, to_dim, to_dims
+from graphkb.backend.sparse import SparseTensor, sparse_constant, sparse_placeholder
 from graphkb.backend.tensors import Tensor, Variable
 from graphkb.ir import dims
 from graphkb.ir.dims import Dim
@@ -48,7 +49,7 @@ def placeholder(
         ndim: the number of axes, all of unknown size, where no shape is given. With neither, as `shape=(None)` has
             it, the placeholder is a vector of unknown length.
         dtype: a dtype name; None takes `floatx()`.
-        sparse: sparse placeholders are not there yet.
+        sparse: whether it is a sparse matrix, of two sizes. Functions take SciPy matrices and arrays for it.
         name: for errors and dumps.
 
     Returns:
@@ -56,16 +57,13 @@ def placeholder(
 
     Raises:
         TypeError: the dtype is not known, or a size is no integer.
-        ValueError: a size is negative.
-        NotImplementedError: `sparse` is true.
+        ValueError: a size is negative, or `sparse` is true and there are not two sizes.
 
     >>> from graphkb import backend as K
     >>> x = K.placeholder((None, 4), name="x")
     >>> x.shape, x.dtype
     ((None, 4), 'float32')
     """
-    if sparse:
-        raise NotImplementedError("placeholder: sparse tensors are not supported; use a dense placeholder")
     if shape is None:
         shape = (None,) * (1 if ndim is None else ndim)
     if isinstance(shape, (int, np.integer)):
@@ -81,7 +79,10 @@ def placeholder(
         if isinstance(known, int) and known < 0:
             raise ValueError(f"placeholder: the size {known} is negative; use None for a size that is not known")
         sizes.append(known)
-    x = Tensor(leaf.placeholder(tuple(sizes), _dtype(dtype), prefix))
+    if sparse:
+        x: Tensor = sparse_placeholder(tuple(sizes), _dtype(dtype), prefix)
+    else:
+        x = Tensor(leaf.placeholder(tuple(sizes), _dtype(dtype), prefix))
     x._keras_shape = x.shape  # type: ignore[attr-defined]
     x._uses_learning_phase = False  # type: ignore[attr-defined]
     return x
@@ -97,12 +98,10 @@ def is_placeholder(x: Any) -> bool:
     >>> K.is_placeholder(K.placeholder((2,))), K.is_placeholder(3)
     (True, False)
     """
-    return isinstance(x, Tensor) and x.node.op is leaf.PLACEHOLDER
+    return isinstance(x, Tensor) and (x.is_input if isinstance(x, SparseTensor) else x.node.op is leaf.PLACEHOLDER)
 
 
 def _initial_value(value: Any, dtype: str) -> Array:
-    if hasattr(value, "tocoo"):
-        raise NotImplementedError("variable: sparse matrices are not supported; pass value.toarray()")
     if isinstance(value, Handle) or (isinstance(value, (list, tuple)) and any(isinstance(v, Handle) for v in value)):
         from graphkb.backend.execution import evaluate_node
 
@@ -118,7 +117,8 @@ def variable(
     """A tensor whose value lives between calls.
 
     Args:
-        value: the first value: a number, nested lists, an array, or a tensor that needs no placeholder.
+        value: the first value: a number, nested lists, an array, or a tensor that needs no placeholder. Of a SciPy
+            sparse matrix it makes a sparse tensor, which is no variable, as in Keras: its value stays.
         dtype: a dtype name; None takes `floatx()`, whatever the dtype of the value.
         name: for errors and dumps.
         constraint: a function that optimizers apply after each update; stored as `constraint`.
@@ -134,6 +134,11 @@ def variable(
     >>> v.shape, v.dtype
     ((2, 2), 'float32')
     """
+    if hasattr(value, "tocoo"):
+        kept = sparse_constant(value, _dtype(dtype), unique_name("variable") if name is None else _scoped(name))
+        kept._keras_shape = kept.shape  # type: ignore[attr-defined]
+        kept._uses_learning_phase = False  # type: ignore[attr-defined]
+        return kept  # type: ignore[return-value]  # as in Keras: a sparse tensor here is no variable
     array = _initial_value(value, _dtype(dtype))
     cell = VariableCell(array, unique_name("variable") if name is None else _scoped(name))
     v = Variable(cell, constraint=constraint)
@@ -385,24 +390,30 @@ def is_keras_tensor(x: Any) -> bool:
 
 
 def is_sparse(tensor: Any) -> bool:
-    """Whether a tensor is sparse: none is yet.
+    """Whether a tensor is sparse; it never raises.
+
+    Args:
+        tensor: anything.
 
     >>> from graphkb import backend as K
-    >>> K.is_sparse(K.variable(1))
-    False
+    >>> K.is_sparse(K.placeholder((2, 3), sparse=True)), K.is_sparse(K.variable(1))
+    (True, False)
     """
-    return False
+    return isinstance(tensor, SparseTensor)
 
 
 def to_dense(tensor: Any) -> Any:
-    """A tensor as a dense one: the tensor itself.
+    """A sparse tensor as a dense one; any other tensor itself.
+
+    Args:
+        tensor: a tensor.
 
     >>> from graphkb import backend as K
-    >>> x = K.placeholder((2,))
-    >>> K.to_dense(x) is x
-    True
+    >>> x = K.placeholder((2, 3), sparse=True)
+    >>> K.is_sparse(K.to_dense(x)), K.to_dense(x).shape
+    (False, (2, 3))
     """
-    return tensor
+    return Tensor(tensor.node) if isinstance(tensor, SparseTensor) else tensor
 
 
 def dtype(x: Any) -> str:

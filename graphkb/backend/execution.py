@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from graphkb import gradients as reverse_mode
 from graphkb.backend.control import phase_placeholders
 from graphkb.backend.promotion import Handle, as_node
+from graphkb.backend.sparse import SparseTensor
 from graphkb.backend.state import assignment
 from graphkb.backend.tensors import Tensor, Update, open_controls
 from graphkb.ir import origin
@@ -17,6 +18,7 @@ from graphkb.ir.graph import Graph, built_at, toposort
 from graphkb.ir.leaves import Array, VariableCell, unique_name
 from graphkb.ir.node import Node
 from graphkb.ops import elementwise, leaf
+from graphkb.ops.values import print_
 
 if TYPE_CHECKING:
     from graphkb.runtime.function import Function
@@ -48,7 +50,7 @@ def function(inputs: Sequence[Any], outputs: Any, updates: Sequence[Any] | None 
     >>> f([[1, 2, 3]])[0].tolist(), K.get_value(total).tolist()
     (6.0, 6.0)
     """
-    from graphkb.backend.single import SingleFunction
+    from graphkb.backend.single import SingleFunction, SparseFunction
     from graphkb.runtime.function import Function
     from graphkb.runtime.wiring import feed
 
@@ -65,14 +67,17 @@ def function(inputs: Sequence[Any], outputs: Any, updates: Sequence[Any] | None 
                 raise TypeError(f"function: expected a tensor as an {what}, not an instance of {type(tensor).__name__}")
     changes = _changes(updates or (), results)
     graph = Graph(
-        tuple([t.node for t in inputs]),
+        tuple([n for t in inputs for n in (t.input_nodes if isinstance(t, SparseTensor) else (t.node,))]),
         tuple([t.node for t in results]),
         tuple(changes.items()),
         unique_name("function") if name is None else str(name),
     )
-    kind = SingleFunction if single else Function
+    sparse = any(isinstance(t, SparseTensor) for t in inputs)
+    kind = SparseFunction if sparse else SingleFunction if single else Function
     # What is handed in comes first: nothing below it is needed, no learning phase either.
     made = kind(_in_test_phase(feed(graph)), after_updates=[_is_late(t) for t in results])
+    if isinstance(made, SparseFunction):
+        made.lay_out(inputs, single)
     _check_inputs(made)
     return made
 
@@ -170,6 +175,23 @@ def eval(x: Any) -> Array:
     return evaluate_node(as_node(x))
 
 
+def print_tensor(x: Any, message: str = "") -> Tensor:
+    """The same value, printed to the standard output whenever it is computed.
+
+    Args:
+        x: a tensor.
+        message: what stands before the value.
+
+    Returns:
+        A tensor. Nothing is printed where the result is not needed.
+
+    >>> from graphkb import backend as K
+    >>> _ = K.eval(K.print_tensor(K.ones((1, 1)), "x is"))
+    x is [[1.]]
+    """
+    return Tensor(print_(as_node(x), str(message)))
+
+
 # ------------------------------------------------------------------------------------------------ gradients
 def gradients(loss: Any, variables: Any) -> list[Tensor | None]:
     """The gradients of a loss.
@@ -179,8 +201,8 @@ def gradients(loss: Any, variables: Any) -> list[Tensor | None]:
         variables: a tensor or a list of tensors: variables, placeholders, or anything the loss was built from.
 
     Returns:
-        A list with a tensor of the same shape and dtype for each of them; None for one on which the loss does not
-        depend, or only through functions without a gradient.
+        A list with a tensor of the same shape and dtype for each of them, sparse where it is sparse; None for one on
+        which the loss does not depend, or only through functions without a gradient.
 
     Raises:
         GradientError: an operation on the way has no gradient rule; the text names it.
@@ -195,8 +217,13 @@ def gradients(loss: Any, variables: Any) -> list[Tensor | None]:
     for tensor in wrt:
         if not isinstance(tensor, Handle):
             raise TypeError(f"gradients: expected tensors, not an instance of {type(tensor).__name__}")
-    found = reverse_mode.gradients(losses, [tensor.node for tensor in wrt])
-    return [None if node is None else Tensor(node) for node in found]
+    sparse = [tensor if isinstance(tensor, SparseTensor) else None for tensor in wrt]
+    nodes = [tensor.node if entries is None else entries.values for tensor, entries in zip(wrt, sparse)]
+    found = reverse_mode.gradients(losses, nodes)
+    return [
+        None if node is None else Tensor(node) if entries is None else entries.with_values(node)
+        for node, entries in zip(found, sparse)
+    ]
 
 
 def stop_gradient(variables: Any) -> Any:

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from graphkb.backend import sparse
 from graphkb.backend.config import normalize_data_format
 from graphkb.backend.indexing import positions_from
 from graphkb.backend.promotion import Handle, as_node, as_nodes
 from graphkb.backend.reductions import normalize_axis
 from graphkb.backend.sizes import as_dims, to_dim, to_dims
+from graphkb.backend.sparse import SparseTensor
 from graphkb.backend.tensors import Tensor
 from graphkb.ir.dims import Dim, show_shape
 from graphkb.ir.errors import ShapeError
@@ -28,6 +30,9 @@ def concatenate(tensors: Sequence[Any], axis: int = -1) -> Tensor:
         tensors: one or more tensors of one rank whose other sizes are equal; their dtypes promote.
         axis: an int.
 
+    Returns:
+        A tensor; a sparse one where all of them are sparse.
+
     Raises:
         ShapeError: the shapes do not fit, or there is no such axis. ValueError: there are no tensors.
 
@@ -35,6 +40,8 @@ def concatenate(tensors: Sequence[Any], axis: int = -1) -> Tensor:
     >>> K.concatenate([K.placeholder((None, 2)), K.placeholder((None, 3))]).shape
     (None, 5)
     """
+    if len(tensors) and all(isinstance(x, SparseTensor) for x in tensors):
+        return sparse.concatenate(tensors, normalize_axis("concatenate", axis, 2))
     nodes = as_nodes(tensors) if len(tensors) else []
     if not nodes:
         raise ValueError("concatenate: expected at least one tensor")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from graphkb.backend import config
+from graphkb.backend import config, sparse
 from graphkb.backend.promotion import as_node, pair
 from graphkb.backend.sizes import to_dim
+from graphkb.backend.sparse import SparseTensor
 from graphkb.backend.tensors import Tensor
 from graphkb.ir.dims import keras_shape, show_shape
 from graphkb.ir.errors import DTypeError, ShapeError
@@ -19,8 +20,9 @@ def dot(x: Any, y: Any) -> Tensor:
     """The product of matrices; for other ranks the sum over the last axis of x and the last but one of y.
 
     Args:
-        x: numbers of rank 1 or more.
-        y: numbers of rank 1 or more; a vector is summed over its only axis.
+        x: numbers of rank 1 or more; it may be sparse.
+        y: numbers of rank 1 or more; a vector is summed over its only axis. It may be sparse; where both are, it is
+            made dense.
 
     Returns:
         A tensor of shape `x.shape[:-1] + y.shape[:-2] + y.shape[-1:]`: (2, 3) with (4, 3, 5) gives (2, 4, 5).
@@ -37,6 +39,10 @@ def dot(x: Any, y: Any) -> Tensor:
         raise ShapeError(
             f"dot: expected operands of rank 1 or more, not of shapes {show_shape(a.shape)} and {show_shape(b.shape)}"
         )
+    if isinstance(x, SparseTensor):
+        return sparse.dot(x, Tensor(b))
+    if isinstance(y, SparseTensor):
+        return sparse.dot(Tensor(a), y)
     return Tensor(linalg.dot(a, b, (), (), (a.ndim - 1,), (max(b.ndim - 2, 0),)))
 
 

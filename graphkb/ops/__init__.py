@@ -1,6 +1,21 @@
 """The op records by family. Importing this package defines every op."""
 
-from graphkb.ops import control, conv, ctc, elementwise, fused, index, leaf, linalg, random, reduce, shape, window
+from graphkb.ops import (
+    control,
+    conv,
+    ctc,
+    elementwise,
+    fused,
+    index,
+    leaf,
+    linalg,
+    random,
+    reduce,
+    shape,
+    sparse,
+    values,
+    window,
+)
 
 __all__ = [
     "control",
@@ -14,5 +29,7 @@ __all__ = [
     "random",
     "reduce",
     "shape",
+    "sparse",
+    "values",
     "window",
 ]

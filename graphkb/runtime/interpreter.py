@@ -20,8 +20,8 @@ from graphkb.ir.text import format_node, number
 from graphkb.ir.types import NUMPY_DTYPE, parts
 from graphkb.ops.control import COND, SCAN, run_scan
 from graphkb.ops.control import Step as Run
-from graphkb.ops.ctc import TRIM, trimmed
 from graphkb.ops.leaf import CONSTANT, PLACEHOLDER, SIZE, VARIABLE
+from graphkb.ops.values import TRIM, trimmed
 from graphkb.runtime.state_lock import state_lock
 from graphkb.runtime.wiring import count_draws
 
