@@ -149,6 +149,7 @@ from graphkb.backend.math import (
     sqrt,
     square,
 )
+from graphkb.backend.naming import named
 from graphkb.backend.nn import (
     batch_normalization,
     bias_add,
@@ -417,3 +418,7 @@ __all__ = [
     "zeros",
     "zeros_like",
 ]
+
+for _name in __all__:
+    if not isinstance(globals()[_name], type):
+        globals()[_name] = named(globals()[_name])

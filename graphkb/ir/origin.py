@@ -47,7 +47,8 @@ class _State(threading.local):
 _state = _State()
 
 
-def _is_internal(file: str) -> bool:
+def is_internal(file: str) -> bool:
+    """Whether a file is one of graphkb's own."""
     known = _internal_files.get(file)
     if known is None:
         known = _internal_files[file] = any(file.startswith(folder) for folder in INTERNAL_FOLDERS)
@@ -61,7 +62,7 @@ def current_origin() -> Origin | None:
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not _is_internal(file):
+        if not is_internal(file):
             return Origin(file, frame.f_lineno, _state.scope)
         frame = frame.f_back  # type: ignore[assignment]
     return None

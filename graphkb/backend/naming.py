@@ -1,0 +1,50 @@
+"""Errors of K functions carry the function's name, whichever layer below found what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from types import TracebackType
+from typing import Any, TypeVar, cast
+
+from graphkb.ir.origin import is_internal
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def named(function: F) -> F:
+    """The function, whose ValueErrors and TypeErrors begin with its name.
+
+    What a function of the user raises, such as the step of `rnn`, stays as it is; so does what another K function,
+    called by it, has named already.
+    """
+    name = function.__name__
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (ValueError, TypeError) as error:
+            _name(error, name)
+            raise
+
+    call.__module__ = "graphkb.backend"  # where pickle finds it
+    return cast(F, call)
+
+
+def _name(error: Exception, name: str) -> None:
+    """Put a name before the text of an error that one of our own lines raised, unless it stands there."""
+    trace: TracebackType | None = error.__traceback__
+    assert trace is not None
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+        if trace.tb_frame.f_code.co_filename == __file__:
+            return
+    if not is_internal(trace.tb_frame.f_code.co_filename):
+        return
+    if (
+        len(error.args) == 1
+        and isinstance(error.args[0], str)
+        and not error.args[0].startswith((f"{name}:", f"{name}("))
+    ):
+        error.args = (f"{name}: {error.args[0]}",)
