@@ -25,7 +25,8 @@ from graphkb.runtime.options import MODES
 EPILOG = """\
 A SOURCE names a program in a Python file: file.py:name, or module:name. The name is that of a function made by
 K.function, of a tensor, of a list of tensors, or of a Python function without arguments that returns one of these;
-it may be a path such as build().predict. A SOURCE can also be a graph.json that dump wrote.
+it may be a path such as build().predict. A SOURCE can also be a graph.json that dump wrote, or
+a model that Keras 2 saved: model.h5, or its architecture as .json or .yaml (needs the extra keras2).
 
 exit codes: 0 done; 1 the program or the operation failed; 2 the command was not given what it needs
 

@@ -38,7 +38,7 @@ class SourceError(Exception):
 
 # ---------------------------------------------------------------------------------------------- programs
 def load_source(text: str) -> Any:
-    """The object that `file.py:name`, `module:name` or `graph.json` stands for, builders called.
+    """The object that `file.py:name`, `module:name`, `graph.json` or a saved Keras model stands for, builders called.
 
     The name may be a path such as `build().predict`: attributes, and calls without arguments. What a program prints
     while it is loaded goes to standard error.
@@ -47,6 +47,8 @@ def load_source(text: str) -> Any:
         UsageError: there is no such file or name, or it is nothing that has a graph.
         SourceError: the file, or a builder in it, raised an exception.
     """
+    if text.endswith((".h5", ".hdf5", ".yaml", ".yml")) or _is_keras_json(text):
+        return _load_keras_model(text)
     if text.endswith(".json"):
         from graphkb.ir.export import from_json
 
@@ -55,9 +57,31 @@ def load_source(text: str) -> Any:
     with contextlib.redirect_stdout(sys.stderr):
         if not colon or not place or path.endswith(".py"):
             hint = f"; {text} has {_candidates(_load(text))}" if text.endswith(".py") and os.path.isfile(text) else ""
-            raise UsageError(f"{text}: expected file.py:name, module:name or graph.json{hint}")
+            raise UsageError(f"{text}: expected file.py:name, module:name, graph.json or model.h5{hint}")
         module = _load(place)
         return _resolve(module, place, path)
+
+
+def _is_keras_json(text: str) -> bool:
+    """Whether a file is what `model.to_json()` gave; a graph that dump wrote has other keys."""
+    if not text.endswith(".json"):
+        return False
+    try:
+        content = json.loads(_existing(text).read_text(encoding="utf-8"))
+    except ValueError:
+        return False  # the reader of graphs says what is wrong
+    return isinstance(content, dict) and "class_name" in content and "config" in content
+
+
+def _load_keras_model(text: str) -> Function:
+    _existing(text)
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            from graphkb.keras2.models import load_model_function
+
+            return load_model_function(text)
+        except Exception as error:
+            raise SourceError(f"{text}: {type(error).__name__}: {error}") from error
 
 
 def load_function(text: str) -> Function:

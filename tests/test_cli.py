@@ -233,7 +233,7 @@ def test_the_example_of_the_help_works(tmp_path: Path, monkeypatch: pytest.Monke
         (
             "dump net.py",
             2,
-            "graphkb dump: net.py: expected file.py:name, module:name or graph.json; net.py has the names",
+            "graphkb dump: net.py: expected file.py:name, module:name, graph.json or model.h5; net.py has the names",
         ),
         ("dump none.py:y", 2, "graphkb dump: none.py: there is no such file"),
         ("dump none:y", 2, "graphkb dump: none: there is no such file or module"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -50,7 +49,6 @@ class KerasFinder(importlib.abc.MetaPathFinder):
             check_version(spec.origin)
             return spec
         spec.loader = PatchingLoader(fullname, spec.origin)
-        spec.cached = None
         return spec
 
 
@@ -65,9 +63,9 @@ def check_version(path: str) -> None:
     """
     with open(path, "rb") as file:
         text = importlib.util.decode_source(file.read())
-    found = re.search(r"^__version__ = (['\"].*['\"])", text, re.MULTILINE)
-    version = ast.literal_eval(found[1]) if found else _installed_version()
-    if not str(version).startswith(SERIES):
+    found = re.search(r"^__version__ = ['\"](.*)['\"]", text, re.MULTILINE)  # every release of the series says it so
+    if found is None or not found[1].startswith(SERIES):
+        version = found[1] if found else _installed_version()
         raise ImportError(
             f"graphkb.keras2 serves Keras 2.3.1, the last with exchangeable backends; {path} is Keras {version}."
             " Install it with: pip install 'keras==2.3.1'",
