@@ -113,20 +113,24 @@ class Program:
 
     def compute(self, inputs: Sequence[Array]) -> list[Array]:
         """The values of the graph's roots, some of them perhaps views of inputs, variables or one another."""
+        with np.errstate(all="ignore"):
+            return self.step(inputs)
+
+    def step(self, inputs: Sequence[Array]) -> list[Array]:
+        """The same within a computation, which has set NumPy's handling of floating-point errors."""
         values = self._template.copy()
         for slot, array in zip(self._inputs, inputs):
             values[slot] = array
         step = None
         try:
-            with np.errstate(all="ignore"):
-                for step in self._steps:
-                    call, args, out, dead, dtype, shape = step
-                    result = call(*[values[i] for i in args])
-                    if type(result) is not np.ndarray or result.dtype is not dtype or result.shape != shape:
-                        result = _conformed(result, dtype, shape)
-                    values[out] = result
-                    for i in dead:
-                        values[i] = None
+            for step in self._steps:
+                call, args, out, dead, dtype, shape = step
+                result = call(*[values[i] for i in args])
+                if type(result) is not np.ndarray or result.dtype is not dtype or result.shape != shape:
+                    result = _conformed(result, dtype, shape)
+                values[out] = result
+                for i in dead:
+                    values[i] = None
         except Exception as error:
             if step is None:
                 raise
@@ -230,7 +234,7 @@ def _call(node: Node) -> Callable[..., Any]:
     numpy: Callable[..., Any] | None = node.op.numpy
     assert numpy is not None
     if node.op is SCAN or node.op is COND:
-        return control_step(node, lambda body: Program(body).compute)
+        return control_step(node, lambda body: Program(body).step)
     return partial(numpy, **node.attrs) if node.attrs else numpy
 
 

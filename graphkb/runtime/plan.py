@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 _LONG = 100_000
 
 
+class _BadIndexError(Exception):
+    """A kernel must not run, because an index is out of range: the interpreter finds it, and says so."""
+
+
 class Plan:
     """A graph of known sizes, interpreted node by node. The native plans are its subclasses.
 
@@ -65,7 +69,7 @@ class Plan:
         """The plan of a body as a function for loops and branches: what it returns may share memory with its inputs."""
         if self._interpreted is None:
             self._interpreted = Interpreted(self.graph)
-        return self._interpreted.compute
+        return self._interpreted.step
 
     def report(self) -> Report:
         """Which steps are native, and what they cost."""
@@ -120,9 +124,13 @@ class NativePlan(Plan):
         return self._engine.assembly()
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
-        from graphkb.runtime.native_call import run_context
+        from graphkb.runtime.native_call import DeclinedError, run_context
 
-        return run_context(self._spec, [_plain(array) for array in inputs])
+        try:
+            return run_context(self._spec, [_plain(array) for array in inputs])
+        except DeclinedError:
+            # Nothing has been written: the interpreter finds the index at fault, and says so.
+            return super().run(inputs)
 
     def entry_spec(self) -> CallSpec | None:
         return self._spec
@@ -154,7 +162,7 @@ class MixedPlan(Plan):
     def __init__(self, graph: Graph, fused: Graph, target: Target, options: Options) -> None:
         from graphkb.codegen.builder import Builder
         from graphkb.codegen.engine import compile_module
-        from graphkb.codegen.program import Kernels
+        from graphkb.codegen.program import Kernels, checks_of
 
         super().__init__(graph)
         self.fused = fused
@@ -172,6 +180,7 @@ class MixedPlan(Plan):
         module = b.module()
         self.llvm = "\n".join([module, *[plan.llvm for plan in self._bodies.values() if plan.llvm]])
         self._engine: Engine = compile_module(module, target)
+        self._checks = frozenset([check for node in native for check in checks_of(node)])
         self._steps = self._make_steps()
         self._reads = any(node.op.name == "variable" for node in fused.nodes)
         self._presets = {n: _memory(n) for n in fused.nodes if n.op.kind == "leaf" and n.op.name != "placeholder"}
@@ -222,13 +231,21 @@ class MixedPlan(Plan):
         return call
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
-        if self.graph.updates or self._reads:
-            return state_lock.run(Lock.EXCLUSIVE if self.graph.updates else Lock.SHARED, self._run, inputs)
-        return self._run(inputs)
+        try:
+            if self.graph.updates or self._reads:
+                return state_lock.run(Lock.EXCLUSIVE if self.graph.updates else Lock.SHARED, self._run, inputs)
+            return self._run(inputs)
+        except _BadIndexError:
+            return super().run(inputs)
 
     def step(self) -> Step:
+        interpreted = super().step()
+
         def compute(inputs: Sequence[Array]) -> list[Array]:
-            values = self._compute(inputs)
+            try:
+                values = self._compute(inputs)
+            except _BadIndexError:
+                return interpreted(inputs)
             return [values[output] for output in self.fused.outputs]
 
         return compute
@@ -254,8 +271,12 @@ class MixedPlan(Plan):
             with np.errstate(all="ignore"):
                 for node, call, dead in self._steps:
                     values[node] = call(*[values[i] for i in node.inputs])
+                    if node in self._checks and values[node]:
+                        raise _BadIndexError
                     for value in dead:
                         del values[value]
+        except _BadIndexError:
+            raise
         except Exception as error:
             assert node is not None
             raise_located(error, self.fused, node)
