@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from graphkb.ir.dims import Dim, product
 from graphkb.ir.graph import Graph
@@ -10,6 +11,7 @@ from graphkb.ir.node import Node, remake
 from graphkb.ir.origin import set_override
 from graphkb.ops.fused import fused
 from graphkb.ops.leaf import placeholder
+from graphkb.passes.guard_indices import GuardIndices
 from graphkb.passes.row_axes import (
     COLUMN,
     OTHER,
@@ -30,7 +32,9 @@ PRODUCTS = {"dot", "conv"}
 # Reductions over sliding windows.
 WINDOWS = {"window_sum", "window_max", "window_argmax"}
 # Ops that only begin a kernel, as several nests that each write a part.
-SCATTERED = {"pad", "pad_value", "concatenate"}
+SCATTERED = {"pad", "pad_value", "concatenate", "scatter_add", "cumsum", "cumprod"}
+# Reads at computed positions, and the mark of positions that are checked before.
+INDIRECT = {"gather", "guard"}
 # Rows up to this length are reduced several times in one kernel; longer ones would leave the cache in between.
 LONGEST_ROW = 65536
 # Leaves without memory of their own, which kernels compute.
@@ -54,7 +58,7 @@ class Fuse:
     cheap: int = 1
 
     def apply(self, graph: Graph) -> Graph:
-        groups = _Groups(graph, self.most_nodes, self.cheap)
+        groups = _Groups(GuardIndices().apply(graph), self.most_nodes, self.cheap)
         return groups.rebuild()
 
 
@@ -74,7 +78,7 @@ def is_inner(node: Node) -> bool:
     """Whether a node can stand anywhere in a kernel."""
     if node.op.name == "reshape":
         return is_squeeze(node)
-    return node.op.kind == "elementwise" or node.op.name in AFFINE_VIEWS
+    return node.op.kind == "elementwise" or node.op.name in AFFINE_VIEWS or node.op.name in INDIRECT
 
 
 def is_core(node: Node) -> bool:
@@ -85,6 +89,14 @@ def is_core(node: Node) -> bool:
 def is_native(node: Node) -> bool:
     """Whether a kernel can begin with the node."""
     return is_inner(node) or is_core(node) or node.op.name in SCATTERED
+
+
+def must_stand(node: Node, user: Node) -> bool:
+    """Whether a user needs its operand in memory: products read theirs many times, gather at computed positions."""
+    if user.op.name in PRODUCTS:
+        return True
+    # What guards others has to be known before they run.
+    return (user.op.name == "gather" and node is user.inputs[0]) or (user.op.name == "guard" and node is user.inputs[1])
 
 
 @dataclass(eq=False)
@@ -126,6 +138,7 @@ class _Groups:
     def _place(self, node: Node) -> None:
         groups: list[_Group] = []
         stored = node in self.roots or not is_native(node) or node.op.name in SCATTERED
+        stored = stored or any(map(partial(must_stand, node), self.users[node]))
         for user in self.users[node]:
             if stored:
                 break
@@ -157,7 +170,7 @@ class _Groups:
     def _begin_core(self, core: Node, group: _Group) -> None:
         """Note the first reduction of a kernel, and the rows that others may share."""
         group.core = core
-        if core.op.name in PRODUCTS or not reduces_last_axis(core):
+        if core.op.name in (*PRODUCTS, "argmax", "argmin") or not reduces_last_axis(core):
             return
         columns, axes = core.inputs[0].shape[-1], row_axes(group.axes[core])
         if not isinstance(columns, int) or columns > LONGEST_ROW:
@@ -170,6 +183,8 @@ class _Groups:
 
     def _reads(self, user: Node, node: Node, group: _Group) -> Dim:
         """How often one member reads another."""
+        if user.op.name == "scatter_add":
+            return user.inputs[0].type.size
         if user.op.name in SCATTERED:
             return node.type.size
         if user.op.name in WINDOWS:
@@ -200,9 +215,6 @@ class _Groups:
 
     def _joins(self, node: Node, groups: list[_Group]) -> bool:
         if any(len(g.rounds) >= self.most_nodes for g in groups):
-            return False
-        # The operands of a product are read many times, so they stand in memory.
-        if any(user.op.name in PRODUCTS for user in self.users[node]):
             return False
         if is_core(node):
             return len(groups) == 1 and self._core_joins(node, groups[0])
@@ -238,7 +250,7 @@ class _Groups:
     def _is_light(self, node: Node) -> bool:
         """Whether computing the node in several kernels costs no more than reading it back would."""
         if node.op.kind != "elementwise":
-            return True
+            return node.op.name != "gather"
         return node.op.cost <= self.cheap and not any(is_inner(i) for i in node.inputs)
 
     # ------------------------------------------------------------------ building
@@ -259,10 +271,11 @@ class _Groups:
         params: dict[Node, Node] = {}
         built: dict[Node, Node] = {}
 
-        def operand(node: Node) -> Node:
+        def operand(node: Node, user: Node) -> Node:
             if node in built:
                 return built[node]
-            if node.op.kind == "leaf" and is_inline_leaf(node):
+            source = user.op.name == "gather" and node is user.inputs[0]
+            if node.op.kind == "leaf" and is_inline_leaf(node) and not source:
                 return node
             if node not in params:
                 previous = set_override(node.origin)
@@ -271,7 +284,7 @@ class _Groups:
             return params[node]
 
         for node in self._members(root, group):
-            built[node] = remake(node, tuple([operand(i) for i in node.inputs]))
+            built[node] = remake(node, tuple([operand(i, node) for i in node.inputs]))
         body = Graph(tuple(params.values()), (built[root],), name="body")
         return fused(tuple([new[p] for p in params]), body)
 

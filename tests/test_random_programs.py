@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from programs import RandomProgram, programs, smooth_programs, to_code
 
 from graphkb.gradients import gradients
 from graphkb.ir.graph import Graph, toposort
-from graphkb.ir.node import Node
+from graphkb.ir.node import Node, make
 from graphkb.ir.verify import verify
 from graphkb.ops import elementwise as e
 from graphkb.ops import leaf, reduce, shape
@@ -106,8 +107,13 @@ def test_functions_take_other_sizes(program: RandomProgram) -> None:
             expected = expect(other)
             if any(new.shape != cell.type.shape for cell, new in other.bound.updates):
                 raise ValueError("a new value does not fit its variable")
-        except (ValueError, IndexError) as error:
-            with pytest.raises(IndexError if isinstance(error, IndexError) else ValueError):
+        except IndexError:
+            # What the passes found not to matter does not run, and then does not fail.
+            with suppress(IndexError):
+                function(other.feeds)
+            program.reset()
+        except ValueError:
+            with pytest.raises(ValueError):
                 function(other.feeds)
             assert all((cell.array == value).all() for cell, value in program.state.items())
         else:
@@ -180,3 +186,11 @@ def test_a_reduction_read_through_two_slices() -> None:
     (slope,) = gradients([powers / reduce.reduce_sum(powers, (1,), True)], [x])
     assert slope is not None
     np.testing.assert_allclose(compiled(slope, x=np.array([[2.5, 3.3]]))[0], [[0, 0]], atol=1e-15)
+
+
+def test_the_position_of_the_largest_share_of_a_row() -> None:
+    x = leaf.placeholder((4, 7), "float32", "x")
+    powers = e.exp(x - reduce.reduce(reduce.MAX, x, (1,), True))
+    position = make(reduce.ARGMAX, (powers / reduce.reduce_sum(powers, (1,), True),), {"axis": 1})
+    rows = np.random.default_rng(0).normal(size=(4, 7)).astype("float32")
+    assert compiled(position, x=rows)[0].tolist() == rows.argmax(1).tolist()
