@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node, make, remake
-from graphkb.ops.control import ITEM, SCAN, item
+from graphkb.ops.control import ITEM, SCAN
 
 
 @dataclass(frozen=True)
@@ -21,24 +21,19 @@ class MergeLoops:
     name: ClassVar[str] = "merge_loops"
 
     def apply(self, graph: Graph) -> Graph:
-        if sum(node.op is SCAN for node in graph.nodes) < 2:
-            return graph
-        new: dict[Node, Node] = {}
-        groups: dict[tuple[Any, ...], list[Node]] = {}
-        # Merging may make the operands of later loops equal, so the keys are those of the nodes as they become.
-        for node in graph.nodes:
-            made = remake(node, tuple([new[i] for i in node.inputs]))
-            new[node] = made
-            if made.op is SCAN and made not in (group := groups.setdefault(_steps(made), [])):
-                group.append(made)
-        merged: dict[Node, Node] = {}
-        for loops in groups.values():
-            if len(loops) > 1:
-                merged.update(dict.fromkeys(loops, _merged(loops)))
-        return _replace(graph, merged) if merged else graph
+        while True:
+            groups: dict[tuple[Any, ...], list[Node]] = {}
+            for node in graph.nodes:
+                if node.op is SCAN:
+                    groups.setdefault(_steps(node), []).append(node)
+            bodies = {loop: _joined(loops) for loops in groups.values() if len(loops) > 1 for loop in loops}
+            if not bodies:
+                return graph
+            graph = _merge(graph, bodies)  # later loops may have the same operands only now
 
 
 def _steps(loop: Node) -> tuple[Any, ...]:
+    """What two loops must have in common."""
     attrs = loop.attrs
     body: Graph = attrs["body"]
     states = attrs["states"]
@@ -46,14 +41,9 @@ def _steps(loop: Node) -> tuple[Any, ...]:
     return loop.inputs, body.inputs, body.outputs[:states], settings
 
 
-def _merged(loops: list[Node]) -> Node:
-    """The first loop with the outputs of all."""
-    first = loops[0]
-    outputs = dict.fromkeys([out for loop in loops for out in _outputs(loop)])
-    states = first.attrs["states"]
-    body: Graph = first.attrs["body"]
-    body = replace(body, outputs=(*body.outputs[:states], *outputs), _order=None)
-    return make(SCAN, first.inputs, {**first.attrs, "body": body}, None, first.origin)
+def _joined(loops: list[Node]) -> tuple[Node, tuple[Node, ...]]:
+    """The loop that stands for all of them, and what a step of it gives beside the states."""
+    return loops[0], tuple(dict.fromkeys([out for loop in loops for out in _outputs(loop)]))
 
 
 def _outputs(loop: Node) -> tuple[Node, ...]:
@@ -61,20 +51,25 @@ def _outputs(loop: Node) -> tuple[Node, ...]:
     return outputs
 
 
-def _replace(graph: Graph, merged: dict[Node, Node]) -> Graph:
+def _merge(graph: Graph, bodies: dict[Node, tuple[Node, tuple[Node, ...]]]) -> Graph:
     """The graph with loops replaced, and the items of their results taken from their new places."""
     new: dict[Node, Node] = {}
+    merged: dict[Node, Node] = {}
     for node in graph.nodes:
-        made = remake(node, tuple([new[i] for i in node.inputs]))
-        loop = merged.get(made)
-        if made.op is ITEM and node.inputs[0].op is SCAN:
-            before = remake(node.inputs[0], tuple([new[i] for i in node.inputs[0].inputs]))
-            if before in merged:
-                made = item(merged[before], _place(before, merged[before], node.attrs["index"]))
-        new[node] = made if loop is None else loop
+        inputs = tuple([new[i] for i in node.inputs])
+        if node in bodies:
+            first, outputs = bodies[node]
+            if first not in merged:
+                body: Graph = first.attrs["body"]
+                body = replace(body, outputs=(*body.outputs[: first.attrs["states"]], *outputs), _order=None)
+                merged[first] = make(SCAN, inputs, {**first.attrs, "body": body}, None, first.origin)
+            new[node] = merged[first]
+        elif node.op is ITEM and node.inputs[0] in bodies:
+            loop = node.inputs[0]
+            index, states = node.attrs["index"], loop.attrs["states"]
+            if index >= states:
+                index = states + bodies[loop][1].index(_outputs(loop)[index - states])
+            new[node] = make(ITEM, inputs, {"index": index}, None, node.origin)
+        else:
+            new[node] = remake(node, inputs)
     return graph.with_roots([new[r] for r in graph.roots])
-
-
-def _place(before: Node, after: Node, index: int) -> int:
-    states: int = before.attrs["states"]
-    return index if index < states else states + _outputs(after).index(_outputs(before)[index - states])

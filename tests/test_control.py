@@ -236,6 +236,24 @@ def test_gradients_of_a_branch_in_a_loop():
     check(build(*inputs), inputs, feeds, 2)
 
 
+def test_a_value_that_is_stacked_twice_has_both_gradients():
+    x = K.variable(np.array([1.0, 2.0, 3.0]), "float64")
+
+    def twice(r):
+        y = r * r
+        return [y, y]
+
+    a, b = K.map_fn(twice, x)
+    assert K.eval(K.gradients(K.sum(a) + 10 * K.sum(b), [x])[0]).tolist() == [22, 44, 66]
+
+
+def test_sums_of_products_are_one_product():
+    x, w = placeholders([np.zeros((7, 2)), np.zeros((2, 2))])
+    (grad,) = gradients([product(x, w)[1]], [w])
+    assert grad.op is linalg.DOT
+    assert grad.inputs[0].shape[0] == grad.inputs[1].shape[0] == 7
+
+
 # ---------------------------------------------------------------------------------------------- passes
 def test_bodies_are_simplified():
     x = leaf.placeholder((5, 3), "float64", "x")

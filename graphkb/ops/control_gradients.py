@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from graphkb.gradients import pull_back
@@ -13,6 +13,7 @@ from graphkb.ir.types import FLOATS
 from graphkb.ops.control import COND, SCAN, item, items, stays_inside
 from graphkb.ops.elementwise import BROADCAST_LIKE, UNBROADCAST
 from graphkb.ops.leaf import PLACEHOLDER, constant, placeholder
+from graphkb.ops.linalg import DOT, dot
 from graphkb.ops.shape import broadcast_to
 
 Gradients = tuple[Node | None, ...]
@@ -92,11 +93,20 @@ def scan_vjp(
         reverse,
     )
     stacked = {out: _grad_parameter(out, f"dy{j}") for j, out in enumerate(loop.outputs) if g[states + j] is not None}
-    outer = {stacked[out]: grad for out, grad in zip(loop.outputs, g[states:]) if grad is not None}
+    outer: dict[Node, Node] = {}
+    for out, grad in zip(loop.outputs, g[states:]):
+        if grad is not None:
+            known = outer.get(stacked[out])
+            outer[stacked[out]] = grad if known is None else known + grad
     carried, found = _connect(loop, g[:states], list(stacked.items()))
     if not carried and not outer:
         return (None,) * len(inputs)
-    sums = {c: _grad_parameter(c, f"dc{i}") for i, c in enumerate(loop.constants) if found.get(c) is not None}
+    products = _products(loop, found, [*carried.values(), *outer])
+    sums = {
+        c: _grad_parameter(c, f"dc{i}")
+        for i, c in enumerate(loop.constants)
+        if found.get(c) is not None and c not in products
+    }
     slices = [x for x in loop.slices if found.get(x) is not None]
     parameters = (*carried.values(), *sums.values(), *outer)
     results: list[Node] = []
@@ -111,6 +121,8 @@ def scan_vjp(
         grad = found[x]
         assert grad is not None
         results.append(grad)
+    factors = _factors(products.values(), [*carried.values(), *outer])
+    results += factors
     first = []
     for s, grad in zip(loop.states, g[:states]):
         if s in carried:
@@ -120,7 +132,54 @@ def scan_vjp(
     back = _back(loop, parameters, results, count, first, list(outer.values()))
     values = items(back)
     grads = dict(zip((*carried, *sums, *slices), values))
+    whole = dict(zip(factors, values[len(grads) :]))
+    grads.update({c: _whole_product(loop, product, whole) for c, product in products.items()})
     return tuple([grads.get(parameter) for parameter in p])
+
+
+def _products(loop: _Loop, found: Mapping[Node, Node | None], own: Sequence[Node]) -> dict[Node, Node]:
+    """The gradients of constants that are at each step a product of two values which differ from step to step.
+
+    The sum of such products is one product over all steps, which is faster than to add them up.
+    """
+    steps = [grad for c in loop.constants if (grad := found.get(c)) is not None]
+    varying = {*loop.states, *loop.slices, *own}
+    for node in toposort(steps):
+        if any(i in varying for i in node.inputs):
+            varying.add(node)
+    return {
+        c: grad
+        for c in loop.constants
+        if (grad := found.get(c)) is not None
+        and grad.op is DOT
+        and not grad.attrs["batch_x"]
+        and all(i in varying for i in grad.inputs)
+    }
+
+
+def _factors(products: Iterable[Node], own: Sequence[Node]) -> list[Node]:
+    """The factors that only the way back knows."""
+    known = set(own)
+    factors = dict.fromkeys([factor for product in products for factor in product.inputs])
+    for node in toposort(factors):
+        if any(i in known for i in node.inputs):
+            known.add(node)
+    return [factor for factor in factors if factor in known]
+
+
+def _whole_product(loop: _Loop, product: Node, whole: Mapping[Node, Node]) -> Node:
+    """The sum of a product over all steps, from the stacks of its factors."""
+    stacks = []
+    for factor in product.inputs:
+        if factor in whole:
+            stacks.append(whole[factor])
+        elif factor in loop.slices:
+            stacks.append(loop.operands[factor])
+        else:
+            stacks += _store(loop, [factor])
+    x, y = stacks
+    contract_x, contract_y = [(0, *[a + 1 for a in product.attrs[name]]) for name in ("contract_x", "contract_y")]
+    return dot(x, y, (), (), contract_x, contract_y)
 
 
 def _connect(
