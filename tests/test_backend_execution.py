@@ -291,3 +291,33 @@ def test_name_scopes():
             y = x + 1
     assert (x.name, y.name) == ("a/x:0", "a/add:0")
     assert (x + 1).node.origin.scope == "a"
+
+
+def test_the_learning_phase_is_bound_before_compiling() -> None:
+    x, n = K.placeholder((None, 4)), K.variable(0)
+    y = K.in_train_phase(lambda: K.dropout(x, 0.5, seed=1), x)
+    f = K.function([K.learning_phase(), x], [y, n + 0], updates=[K.update_add(n, 1)])
+    ones = np.ones((50, 4), "float32")
+    for phase in (0, 0.0, False, np.int32(0)):
+        assert np.array_equal(f([phase, ones])[0], ones)
+    for phase in (1, 1.0, True, np.array(1)):
+        value = f([phase, ones])[0]
+        assert set(np.unique(value)) == {0.0, 2.0}
+    assert K.get_value(n) == 8
+    again = pickle.loads(pickle.dumps(f))
+    assert np.array_equal(again([0, ones])[0], ones)
+    with pytest.raises(ValueError, match="expected 2 inputs"):
+        f([ones])
+    single = K.function([x, K.learning_phase()], y)
+    assert single([ones, 0]).shape == (50, 4)
+
+
+def test_a_bound_learning_phase_leaves_only_its_branch() -> None:
+    x = K.placeholder((2, 3))
+    f = K.function([x, K.learning_phase()], [K.in_train_phase(lambda: K.exp(x), lambda: K.sin(x))])
+    f([np.ones((2, 3)), 1])
+    assert "exp" in f.dump()
+    assert "sin" not in f.dump()
+    f([np.ones((2, 3)), 0])
+    assert "sin" in f.dump()
+    assert "exp" not in f.dump()

@@ -75,7 +75,15 @@ def function(inputs: Sequence[Any], outputs: Any, updates: Sequence[Any] | None 
     sparse = any(isinstance(t, SparseTensor) for t in inputs)
     kind = SparseFunction if sparse else SingleFunction if single else Function
     # What is handed in comes first: nothing below it is needed, no learning phase either.
-    made = kind(_in_test_phase(feed(graph)), after_updates=[_is_late(t) for t in results])
+    graph = _in_test_phase(feed(graph))
+    late = [_is_late(t) for t in results]
+    phases = [] if sparse else _used_phases(graph)
+    if phases:
+        from graphkb.backend.phases import PhaseFunction
+
+        made: Function = PhaseFunction(graph, phases[0], single, after_updates=late)
+    else:
+        made = kind(graph, after_updates=late)
     if isinstance(made, SparseFunction):
         made.lay_out(inputs, single)
     _check_inputs(made)
@@ -122,6 +130,12 @@ def _changes(updates: Sequence[Any], results: Sequence[Any]) -> dict[VariableCel
                 f"function: expected K.update(…) or (variable, new value) as an update, not {type(item).__name__}"
             )
     return changes
+
+
+def _used_phases(graph: Graph) -> list[Node]:
+    """The learning phases among the inputs of a graph that depends on them."""
+    phases = phase_placeholders().intersection(graph.inputs)
+    return list(phases.intersection(toposort(graph.roots))) if phases else []
 
 
 def _in_test_phase(graph: Graph) -> Graph:
