@@ -307,6 +307,8 @@ def test_decoding_errors():
         K.ctc_decode([[0.5, 0.5]], [2])
     with pytest.raises(ValueError, match="expected 1 <= top_paths <= beam_width, not 3 and 2"):
         K.ctc_decode(p, [3], greedy=False, beam_width=2, top_paths=3)
+    with pytest.raises(TypeError, match="expected integers as beam_width and top_paths, not 2.5 and 1"):
+        K.ctc_decode(p, [3], greedy=False, beam_width=2.5)
     with pytest.raises(ValueError, match="ctc_decode: input_length: expected integers from 0 to 3, got 4"):
         K.eval(K.ctc_decode(p, [4])[1])
     with pytest.raises(ValueError, match="sample 0 has 2 paths, fewer than the 3 that are asked for"):

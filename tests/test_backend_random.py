@@ -412,6 +412,11 @@ def test_dropout_levels_are_refused(level):
             r"noise shape \(2, 3\) does not broadcast to \(3,\)",
         ),
         (lambda: K.dropout(K.ones((3,)), 0.5, 3), TypeError, "expected a sequence of sizes as the noise shape, not 3"),
+        (
+            lambda: K.dropout(K.ones((3,)), None),
+            TypeError,
+            "dropout: expected a number or a scalar tensor as the level",
+        ),
         (lambda: K.dropout(K.ones((3,)), K.ones((2,))), ShapeError, "dropout: expected a scalar level"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -280,9 +281,15 @@ def ctc_decode(
     if greedy:
         path, scores = _greedy(log_probs, steps)
         return [_padded(path)], Tensor(scores)
+    try:
+        beam_width, top_paths = operator.index(beam_width), operator.index(top_paths)
+    except TypeError:
+        raise TypeError(
+            f"{what}: expected integers as beam_width and top_paths, not {beam_width!r} and {top_paths!r}"
+        ) from None
     if not 1 <= top_paths <= beam_width:
         raise ValueError(f"{what}: expected 1 <= top_paths <= beam_width, not {top_paths} and {beam_width}")
-    beams = ctc_beams(log_probs, steps, int(beam_width), int(top_paths), bool(merge_repeated))
+    beams = ctc_beams(log_probs, steps, beam_width, top_paths, bool(merge_repeated))
     labels, found = item(beams, 0), item(beams, 1)
     paths = [
         shape_ops.reshape(shape_ops.slice_(labels, (0, k, 0), (samples, 1, time)), (samples, time))

@@ -305,6 +305,10 @@ def dropout(x: Any, level: Any, noise_shape: Any = None, seed: Any = None) -> Te
         if rate.ndim:
             raise ShapeError(f"dropout: expected a scalar level, not one of shape {show_shape(rate.shape)}")
     else:
+        try:
+            level = float(level)
+        except (TypeError, ValueError):
+            raise TypeError(f"dropout: expected a number or a scalar tensor as the level, not {level!r}") from None
         if not 0 <= level < 1:
             raise ValueError(f"dropout: expected a level from 0 up to but without 1, not {level}")
         rate = leaf.constant(level, node.dtype)
