@@ -25,7 +25,7 @@ from graphkb.passes.unify_sizes import UnifySizes
 ABI_VERSION = 1
 # A library's bytes hold this mark and then its description, so that it can be found without knowing any name.
 MARK = b"graphkb-library "
-OK, NULL_POINTER, BAD_SIZE, BAD_WORKSPACE, BAD_INDEX = range(5)
+OK, NULL_POINTER, BAD_SIZE, BAD_WORKSPACE, BAD_INDEX, BAD_INDEX_VALUE = range(6)
 _BLOCK = 64
 
 # Words of C and C++ that can be no name.
@@ -315,7 +315,9 @@ def _emit_run(
     for i, pointer in enumerate(listed):
         b.store(pointer, b.gep(args, i, "ptr"))
     told = "".join(f", i64 {sizes[i].name}" for i in order)
-    b.line(f"call void @{body}(ptr {args.name}, ptr {workspace.name}{told})")
+    status = b.fresh(f"call i32 @{body}(ptr {args.name}, ptr {workspace.name}{told})", "int32")
+    if program.checks:
+        _fail_if(b, b.icmp("ne", status, b.const(0, "int32")), BAD_INDEX_VALUE)
     b.ret(b.const(OK, "int32"))
 
 

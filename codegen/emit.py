@@ -12,18 +12,22 @@ from graphkb.codegen.loops import (
     Buffer,
     Combine,
     Const,
+    Deposit,
     For,
     IndexValue,
     Kernel,
     Load,
+    Lookup,
     LoopExpr,
     Reduce,
     Result,
+    Running,
     SizeValue,
     Stmt,
     Store,
     Var,
     expressions,
+    operands_of,
     walk,
 )
 from graphkb.codegen.scalar_ops import emit_op
@@ -144,6 +148,8 @@ class Body:
                     self._combine(statement)
                 case Store():
                     self._store(statement)
+                case Deposit():
+                    self._deposit(statement)
 
     # ------------------------------------------------------------------ expressions
     def value(self, expr: LoopExpr) -> Value:
@@ -165,6 +171,10 @@ class Body:
                 return b.cast(self._positions(index), dtype)
             case Load():
                 return self._load(expr)
+            case Lookup():
+                return self._lookup(expr)
+            case Running(accumulator=accumulator):
+                return self.states[accumulator][0]
             case Result(accumulator=accumulator):
                 return self.results[accumulator]
             case Apply(op=op, args=args, dtype=dtype):
@@ -213,6 +223,33 @@ class Body:
             return b.shuffle(forward, None, range(self.lanes - 1, -1, -1))
         return b.gather(b.gep(base, self._positions(load.index), dtype), dtype, self.mask)
 
+    def _lookup(self, lookup: Lookup) -> Value:
+        b, dtype, step = self.b, lookup.buffer.dtype, self._step(lookup.index)
+        moved = self._moved(self.value(lookup.position), lookup.step)
+        if moved.lanes == 1 and (self.lanes == 1 or step in (0, 1)):
+            address = b.gep(self.address_of(lookup.buffer, lookup.index), moved, dtype)
+            if step == 0 or self.lanes == 1:
+                return b.load(address, dtype)
+            return b.load(address, dtype, self.lanes) if self.mask is None else b.masked_load(address, dtype, self.mask)
+        places = b.splat(self._positions(lookup.index), self.lanes)
+        places = b.iadd(places, b.splat(moved, self.lanes))
+        return b.gather(b.gep(self.pointers[lookup.buffer.position], places, dtype), dtype, self.mask)
+
+    def _moved(self, position: Value, step: Dim) -> Value:
+        """How far a position lies from position 0, in elements."""
+        return position if step == 1 else self.b.imul(position, self.b.splat(self.sizes.value(step), position.lanes))
+
+    def _deposit(self, deposit: Deposit) -> None:
+        b, dtype = self.b, deposit.buffer.dtype
+        value = b.splat(self.value(deposit.value), self.lanes)
+        moved = self._moved(b.extract(self.value(deposit.position), 0), deposit.step)
+        address = b.gep(self.address_of(deposit.buffer, deposit.index), moved, dtype)
+        op = "any" if dtype == "bool" else "sum"
+        if self.mask is None:
+            b.store(self._merge(op, b.load(address, dtype, self.lanes), value), address)
+        else:
+            b.masked_store(self._merge(op, b.masked_load(address, dtype, self.mask), value), address, self.mask)
+
     def _store(self, store: Store) -> None:
         b, base = self.b, self.pointers[store.buffer.position]
         value = self.value(store.value)
@@ -238,14 +275,15 @@ class Body:
         varies: set[LoopExpr] = set()
         for expr in expressions(body):
             match expr:
-                case Load(index=index) | IndexValue(index=index):
+                case Load(index=index) | IndexValue(index=index) | Lookup(index=index):
                     changes = any(v in inner for v, _ in index.terms)
                 case Result(accumulator=accumulator):
                     changes = accumulator in pending
-                case Apply(args=args):
-                    changes = any(a in varies for a in args)
+                case Running():
+                    changes = True
                 case _:
                     changes = False
+            changes = changes or any(a in varies for a in operands_of(expr))
             if changes:
                 varies.add(expr)
             else:
@@ -411,8 +449,8 @@ def _combining_lanes(accumulator: Accumulator, body: Sequence[Stmt], lanes: int 
 
 
 def _memory_dtypes(body: Sequence[Stmt]) -> set[str]:
-    stored = {s.buffer.dtype for s in walk(body) if isinstance(s, Store)}
-    return stored | {e.dtype for e in expressions(body) if isinstance(e, Load)}
+    stored = {s.buffer.dtype for s in walk(body) if isinstance(s, Store | Deposit)}
+    return stored | {e.dtype for e in expressions(body) if isinstance(e, Load | Lookup)}
 
 
 __all__ = ["Body", "Sizes", "emit_kernel", "identity"]

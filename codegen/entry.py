@@ -8,9 +8,9 @@ address and can be kept on disk:
     context words named by `Context`, newest first; its input and output records are named by `Record`
 
 `f([x, y])` walks the contexts until one agrees with the count, and with every array's dtype, flags and dims; then it
-makes the outputs, takes the lock and calls `run(args, workspace)`. In every other case `slow` gets the very same
-arguments. Whoever holds the interpreter's lock owns the busy words, therefore they need no atomics; the state
-lock is given back before that lock is taken again, therefore it does.
+makes the outputs, takes the lock and calls `run(args, workspace)`. In every other case, also where `run` returns
+anything but 0, `slow` gets the very same arguments. Whoever holds the interpreter's lock owns the busy words,
+therefore they need no atomics; the state lock is given back before that lock is taken again, therefore it does.
 """
 
 import re
@@ -324,10 +324,11 @@ locked:
   br i1 %keep.gil, label %run_held, label %hold
 
 run_held:
-  call void %run(ptr %run.args, ptr %workspace)
+  %held.status = call i32 %run(ptr %run.args, ptr %workspace)
   call void @{RELEASE_SYMBOL}(ptr %lock, i64 %kind)
+  %held.done = icmp eq i32 %held.status, 0
   store i64 0, ptr %owner.at
-  br label %make_list
+  br i1 %held.done, label %make_list, label %declined
 
 hold:
   ; Without the interpreter's lock others may empty the sequence, so the inputs need references of their own.
@@ -352,12 +353,13 @@ run_released:
   %save = field ptr %table + <Table.SAVE_THREAD>
   %restore = field ptr %table + <Table.RESTORE_THREAD>
   %thread = call ptr %save()
-  call void %run(ptr %run.args, ptr %workspace)
+  %released.status = call i32 %run(ptr %run.args, ptr %workspace)
   call void @{RELEASE_SYMBOL}(ptr %lock, i64 %kind)
   call void %restore(ptr %thread)
   store i64 0, ptr %owner.at
   call void @drop(ptr %held, i64 %n_inputs, ptr %decref)
-  br label %make_list
+  %released.done = icmp eq i32 %released.status, 0
+  br i1 %released.done, label %make_list, label %declined
 
 make_list:
   ; Last, because it may collect garbage: until here nothing could run Python code or change the sequence.
@@ -397,6 +399,9 @@ fail_list:
 
 give_up:
   store i64 0, ptr %owner.at
+  br label %declined
+
+declined:
   call void @drop(ptr %made, i64 %n_outputs, ptr %decref)
   br label %slow_path
 
@@ -426,7 +431,7 @@ end:
   ret void
 }}
 
-define void @{NOTHING_SYMBOL}(ptr %args, ptr %workspace) {{
-  ret void
+define i32 @{NOTHING_SYMBOL}(ptr %args, ptr %workspace) {{
+  ret i32 0
 }}
 """

@@ -20,8 +20,8 @@ from graphkb.codegen.loops import (
     Stmt,
     Store,
     Var,
-    format_kernel,
 )
+from graphkb.codegen.loops_text import format_kernel
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim, Symbol, minimum
 from graphkb.ir.origin import Origin

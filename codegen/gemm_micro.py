@@ -11,17 +11,18 @@ from graphkb.codegen.gemm_dots import dot_products
 from graphkb.codegen.gemm_sizes import Size, SizeMath, Truth
 from graphkb.codegen.loops import (
     Affine,
-    Apply,
     Buffer,
     For,
     IndexValue,
     Load,
+    Lookup,
     LoopExpr,
     Result,
     Store,
     Var,
     affine,
     expressions,
+    operands_of,
 )
 from graphkb.codegen.schedule import replace_expr, substitute
 from graphkb.ir.dims import Dim, Symbol, sole_atom, symbol
@@ -330,13 +331,11 @@ def _dependence(kernel: Gemm) -> dict[LoopExpr, frozenset[str]]:
     """What each expression of the epilogue depends on within a tile: rows m, columns n, the sum s."""
     found: dict[LoopExpr, frozenset[str]] = {}
     for expr in expressions([kernel.store]):
-        on: frozenset[str] = frozenset()
+        on = frozenset[str]().union(*[found[a] for a in operands_of(expr)])
         match expr:
-            case Load(index=index) | IndexValue(index=index):
+            case Load(index=index) | IndexValue(index=index) | Lookup(index=index):
                 on |= {"m"} if index.factor(kernel.m) != 0 else set()
                 on |= {"n"} if index.factor(kernel.n) != 0 else set()
-            case Apply(args=args):
-                on = on.union(*[found[a] for a in args])
             case Result():
                 on = frozenset("s")
             case _:

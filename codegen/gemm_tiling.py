@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from graphkb.codegen.loops import Accumulator, Apply, Load, Store, Var, expressions, matching_loads
+from graphkb.codegen.loops import Accumulator, Apply, Load, Lookup, Store, Var, expressions, matching_loads
 from graphkb.codegen.target import Target
 from graphkb.ir.op import find_op
 from graphkb.ir.types import NUMPY_DTYPE
@@ -260,7 +260,7 @@ def _stride(load: Load, var: Var) -> int:
 
 def _stored_dtypes(store: Store) -> set[str]:
     """The dtypes of all memory that an epilogue touches."""
-    return {store.buffer.dtype} | {e.dtype for e in expressions([store]) if isinstance(e, Load)}
+    return {store.buffer.dtype} | {e.dtype for e in expressions([store]) if isinstance(e, Load | Lookup)}
 
 
 def _fits_registers(store: Store, n: Var, registers: int) -> bool:
@@ -271,7 +271,7 @@ def _fits_registers(store: Store, n: Var, registers: int) -> bool:
     for expr in expressions([store]):
         if isinstance(expr, Apply):
             cost += find_op(expr.op).cost
-        elif isinstance(expr, Load) and expr.index.factor(n) not in (0, 1):
+        elif isinstance(expr, Lookup) or (isinstance(expr, Load) and expr.index.factor(n) not in (0, 1)):
             return False
     return cost * registers <= _UNROLLED_COST
 

@@ -2,7 +2,9 @@
 
     kernel  = buffers, statements
     stmt    = For(var, body) | Reduce(accumulator, body) | Combine(accumulator, expr) | Store(buffer, index, expr)
-    expr    = Const | SizeValue | IndexValue | Load | Apply(op, exprs) | Result(accumulator)
+            | Deposit(buffer, index, step, expr, expr)
+    expr    = Const | SizeValue | IndexValue | Load | Lookup(buffer, index, step, expr) | Apply(op, exprs)
+            | Running(accumulator) | Result(accumulator)
     index   = an affine function of loop variables
 
 Expressions are shared, not copied: a kernel is a graph of them, and identity is equality.
@@ -15,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from graphkb.ir.dims import Dim, Expr, Symbol, free_symbols
+from graphkb.ir.dims import Dim, Symbol, free_symbols
 from graphkb.ir.origin import Origin
 from graphkb.ir.types import NUMPY_DTYPE
 
@@ -129,6 +131,20 @@ class Load:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Lookup:
+    """The element of a buffer at index + step * position; the position is an int64 that is known to be in range."""
+
+    buffer: Buffer
+    index: Affine
+    step: Dim
+    position: LoopExpr
+
+    @property
+    def dtype(self) -> str:
+        return self.buffer.dtype
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Apply:
     """An element-wise op, by its name in the op table, on expressions."""
 
@@ -148,7 +164,18 @@ class Result:
         return "int64" if self.accumulator.op in ("argmax", "argmin") else self.accumulator.dtype
 
 
-LoopExpr: TypeAlias = Const | SizeValue | IndexValue | Load | Apply | Result
+@dataclass(frozen=True, eq=False, slots=True)
+class Running:
+    """What an accumulator holds so far, in the loop that combines into it; no more than once in a body."""
+
+    accumulator: Accumulator
+
+    @property
+    def dtype(self) -> str:
+        return self.accumulator.dtype
+
+
+LoopExpr: TypeAlias = Const | SizeValue | IndexValue | Load | Lookup | Apply | Running | Result
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -186,7 +213,18 @@ class Store:
     value: LoopExpr
 
 
-Stmt: TypeAlias = For | Combine | Reduce | Store
+@dataclass(frozen=True, eq=False, slots=True)
+class Deposit:
+    """buffer[index + step * position] += value, or |= for bools, in the order of the loops."""
+
+    buffer: Buffer
+    index: Affine
+    step: Dim
+    position: LoopExpr
+    value: LoopExpr
+
+
+Stmt: TypeAlias = For | Combine | Reduce | Store | Deposit
 
 
 class NativeKernel(Protocol):
@@ -243,12 +281,16 @@ class Kernel:
                     found |= free_symbols(var.extent)
                 case Store(index=index):
                     found |= _affine_symbols(index)
+                case Deposit(index=index, step=step):
+                    found |= _affine_symbols(index) | free_symbols(step)
                 case _:
                     pass
             for expr in expressions((statement,)):
                 match expr:
                     case Load(index=index) | IndexValue(index=index):
                         found |= _affine_symbols(index)
+                    case Lookup(index=index, step=step):
+                        found |= _affine_symbols(index) | free_symbols(step)
                     case SizeValue(dim=dim):
                         found |= free_symbols(dim)
                     case _:
@@ -258,7 +300,9 @@ class Kernel:
     @property
     def signature(self) -> str:
         """All that decides the kernel's machine code: kernels with equal signatures share one function."""
-        return _signature(self)
+        from graphkb.codegen.loops_text import signature
+
+        return signature(self)
 
     @property
     def scratch(self) -> Dim:
@@ -269,7 +313,7 @@ class Kernel:
     def in_place(self) -> set[int]:
         """The inputs whose memory the output may take: each element is read only where it is then written."""
         stores = [s for s in walk(self.body) if isinstance(s, Store)]
-        if len(stores) != 1 or any(isinstance(s, Reduce) for s in walk(self.body)):
+        if len(stores) != 1 or any(isinstance(s, Reduce | Deposit) for s in walk(self.body)):
             return set()
         return matching_loads(stores[0])
 
@@ -284,6 +328,8 @@ class Kernel:
         emit_kernel(b, self)
 
     def __str__(self) -> str:
+        from graphkb.codegen.loops_text import format_kernel
+
         return format_kernel(self)
 
 
@@ -306,11 +352,25 @@ def expressions(body: Iterable[Stmt]) -> Iterator[LoopExpr]:
     """Every distinct expression of the statements, operands before users."""
     seen: set[LoopExpr] = set()
     for statement in walk(body):
-        if isinstance(statement, Combine | Store):
-            yield from _operands_first(statement.value, seen)
+        if isinstance(statement, Deposit):
+            yield from operands_first(statement.position, seen)
+        if isinstance(statement, Combine | Store | Deposit):
+            yield from operands_first(statement.value, seen)
 
 
-def _operands_first(root: LoopExpr, seen: set[LoopExpr]) -> Iterator[LoopExpr]:
+def operands_of(expr: LoopExpr) -> tuple[LoopExpr, ...]:
+    """The expressions that an expression is made of."""
+    match expr:
+        case Apply(args=args):
+            return args
+        case Lookup(position=position):
+            return (position,)
+        case _:
+            return ()
+
+
+def operands_first(root: LoopExpr, seen: set[LoopExpr]) -> Iterator[LoopExpr]:
+    """An expression and all that it is made of, operands before users, without those seen before."""
     stack: list[tuple[LoopExpr, bool]] = [(root, False)]
     while stack:
         expr, ready = stack.pop()
@@ -319,8 +379,7 @@ def _operands_first(root: LoopExpr, seen: set[LoopExpr]) -> Iterator[LoopExpr]:
         elif expr not in seen:
             seen.add(expr)
             stack.append((expr, True))
-            if isinstance(expr, Apply):
-                stack.extend((arg, False) for arg in reversed(expr.args))
+            stack.extend((arg, False) for arg in reversed(operands_of(expr)))
 
 
 def matching_loads(store: Store) -> set[int]:
@@ -331,140 +390,6 @@ def matching_loads(store: Store) -> set[int]:
         if isinstance(expr, Load):
             same = expr.index == store.index and NUMPY_DTYPE[expr.dtype].itemsize == width
             fits[expr.buffer.position] = fits.get(expr.buffer.position, True) and same
+        elif isinstance(expr, Lookup):
+            fits[expr.buffer.position] = False
     return {position for position, fit in fits.items() if fit}
-
-
-def _signature(kernel: Kernel) -> str:
-    """The kernel spelled out in full: types, index maps and constants, but neither its name nor its origins."""
-    number: dict[LoopExpr, int] = {}
-    rows = [f"{b.dtype}[{b.size}]{'w' * b.written}" for b in kernel.buffers]
-
-    def term(expr: LoopExpr) -> int:
-        for each in _operands_first(expr, set(number)):
-            match each:
-                case Const(value=value, dtype=dtype):
-                    row = f"const {value!r} {dtype}"
-                case SizeValue(dim=dim, dtype=dtype):
-                    row = f"size {dim} {dtype}"
-                case IndexValue(index=index, dtype=dtype):
-                    row = f"index {format_affine(index)} {dtype}"
-                case Load(buffer=buffer, index=index):
-                    row = f"load {buffer.position} {format_affine(index)}"
-                case Result(accumulator=acc):
-                    row = f"result {acc.name}"
-                case Apply(op=op, args=args, dtype=dtype):
-                    row = f"{op} {[number[a] for a in args]} {dtype}"
-            number[each] = len(number)
-            rows.append(row)
-        return number[expr]
-
-    def visit(body: tuple[Stmt, ...]) -> None:
-        for statement in body:
-            match statement:
-                case For(var=var, body=inner, lanes=lanes):
-                    rows.append(f"for {var.name} {var.extent} {lanes} {{")
-                    visit(inner)
-                    rows.append("}")
-                case Reduce(accumulator=acc, body=inner):
-                    rows.append(f"reduce {acc.name} {acc.op} {acc.dtype} {{")
-                    visit(inner)
-                    rows.append("}")
-                case Combine(accumulator=acc, value=value, position=position):
-                    at = "" if position is None else format_affine(position)
-                    rows.append(f"combine {acc.name} {term(value)} {at}")
-                case Store(buffer=buffer, index=index, value=value):
-                    rows.append(f"store {buffer.position} {format_affine(index)} {term(value)}")
-
-    visit(kernel.body)
-    return "\n".join(rows)
-
-
-# ---------------------------------------------------------------------------------------------- printing
-_INFIX = {
-    "add": "+", "sub": "-", "mul": "*", "div": "/", "less": "<", "less_equal": "<=", "greater": ">",
-    "greater_equal": ">=", "equal": "==", "not_equal": "!=", "logical_and": "and", "logical_or": "or",
-}  # fmt: skip
-
-
-def format_affine(index: Affine) -> str:
-    """`64*i + j + 3`."""
-    parts = [v.name if f == 1 else f"{_factor(f)}*{v.name}" for v, f in index.terms]
-    if index.offset != 0 or not parts:
-        parts.append(str(index.offset))
-    return " + ".join(parts).replace("+ -", "- ")
-
-
-def _factor(dim: Dim) -> str:
-    return f"({dim})" if isinstance(dim, Expr) and len(dim.terms) > 1 else str(dim)
-
-
-def format_kernel(kernel: Kernel) -> str:
-    """The kernel as the loops that one would write; expressions used more than once get a name."""
-    buffers = ", ".join(f"{b.name}: {b.dtype}[{b.size}]" for b in kernel.buffers)
-    origins = ", ".join(dict.fromkeys(o.short for o in kernel.origins))
-    lines = [f"kernel {kernel.name}({buffers})" + (f"  # {origins}" if origins else "")]
-    uses: dict[LoopExpr, int] = {}
-    for expr in expressions(kernel.body):
-        if isinstance(expr, Apply):
-            for arg in expr.args:
-                uses[arg] = uses.get(arg, 0) + 1
-    _format_body(kernel.body, "  ", lines, uses, {})
-    return "\n".join(lines) + "\n"
-
-
-def _format_body(
-    body: tuple[Stmt, ...],
-    indent: str,
-    lines: list[str],
-    uses: Mapping[LoopExpr, int],
-    names: dict[LoopExpr, str],
-) -> None:
-    names = dict(names)
-    for statement in body:
-        match statement:
-            case For(var=var, body=inner, lanes=lanes):
-                lines.append(f"{indent}for {var.name} < {var.extent}{f' vector {lanes}' if lanes > 1 else ''}:")
-                _format_body(inner, indent + "  ", lines, uses, names)
-            case Reduce(accumulator=acc, body=inner):
-                lines.append(f"{indent}{acc.name}: {acc.dtype} = {acc.op} of")
-                _format_body(inner, indent + "  ", lines, uses, names)
-            case Combine(accumulator=acc, value=value):
-                text = _format_value(value, indent, lines, uses, names)
-                lines.append(f"{indent}{acc.name} <- {text}")
-            case Store(buffer=buffer, index=index, value=value):
-                text = _format_value(value, indent, lines, uses, names)
-                lines.append(f"{indent}{buffer.name}[{format_affine(index)}] = {text}")
-
-
-def _format_value(
-    root: LoopExpr, indent: str, lines: list[str], uses: Mapping[LoopExpr, int], names: dict[LoopExpr, str]
-) -> str:
-    for expr in _operands_first(root, set(names)):
-        match expr:
-            case Const(value=value):
-                text = repr(value)
-            case SizeValue(dim=dim, dtype=dtype):
-                text = f"{dtype}({dim})"
-            case IndexValue(index=index, dtype=dtype):
-                text = f"{dtype}({format_affine(index)})"
-            case Load(buffer=buffer, index=index):
-                text = f"{buffer.name}[{format_affine(index)}]"
-            case Result(accumulator=acc):
-                text = acc.name
-            case Apply(op=op, args=args, dtype=dtype):
-                operands = [names[a] for a in args]
-                if op in _INFIX:
-                    text = f"({operands[0]} {_INFIX[op]} {operands[1]})"
-                elif op == "fraction":
-                    text = f"fraction_{dtype}({operands[0]})"
-                elif op == "cast":
-                    text = f"{dtype}({operands[0]})"
-                else:
-                    text = f"{op}({', '.join(operands)})"
-                if uses.get(expr, 0) > 1 or len(text) > 100:
-                    name = f"t{sum(n.startswith('t') for n in names.values())}"
-                    lines.append(f"{indent}{name} = {text}")
-                    text = name
-        names[expr] = text
-    text = names[root]
-    return text[1:-1] if text.startswith("(") and isinstance(root, Apply) and root.op in _INFIX else text

@@ -4,36 +4,41 @@ from __future__ import annotations
 
 from graphkb.codegen.gemm import match_gemm
 from graphkb.codegen.loops import (
+    Accumulator,
     Affine,
     Apply,
     Buffer,
     Combine,
     Const,
+    Deposit,
     For,
     Kernel,
     Load,
     LoopExpr,
     NativeKernel,
     Reduce,
+    Running,
     Stmt,
     Store,
     Var,
     affine,
     expressions,
 )
-from graphkb.codegen.reading import REDUCTIONS, Reader, along, linear, strides
+from graphkb.codegen.reading import REDUCTIONS, Reader, accumulator_dtype, along, as_dtype, linear, strides
 from graphkb.codegen.schedule import (
     collapse,
     nest,
     replace_expr,
+    schedule_deposit,
     schedule_map,
     schedule_reduction,
+    schedule_running,
     varying,
     vector_length,
     work_of,
 )
 from graphkb.codegen.target import Target
-from graphkb.ir.dims import Dim
+from graphkb.ir.dims import Dim, minimum
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node
 from graphkb.ir.origin import Origin
@@ -56,6 +61,10 @@ def lower(body: Graph, name: str, target: Target) -> NativeKernel:
         statements = _lower_pad(root, named, out, target)
     elif root.op.name == "concatenate" and root not in named:
         statements = _lower_concatenate(root, named, out, target)
+    elif root.op.name == "scatter_add" and root not in named:
+        statements = _lower_scatter_add(root, named, out, target)
+    elif root.op.name in ("cumsum", "cumprod") and root not in named:
+        statements = _lower_running(root, named, out, target)
     elif rows_of(body):
         statements = lower_rows(body, named, out, target)
     else:
@@ -123,6 +132,57 @@ def _lower_pad(root: Node, named: dict[Node, Buffer], out: Buffer, target: Targe
         offset = offset + start * step
     scaled = tuple([s * step for s, step in zip(steps, root.attrs.get("steps", (1,) * root.ndim))])
     return [*fill, *_lower_nest(x, named, out, Affine((), offset), scaled, target)]
+
+
+def _lower_scatter_add(root: Node, named: dict[Node, Buffer], out: Buffer, target: Target) -> list[Stmt]:
+    updates, indices = root.inputs
+    var = Var("z", root.type.size)
+    zero = Const(False if root.dtype == "bool" else 0, root.dtype)
+    fill = schedule_map([var], [Store(out, affine(var), zero)], target)
+    reader = Reader(named)
+    axes = [Var(f"i{axis}", n) for axis, n in enumerate(updates.shape)]
+    index = tuple(map(along, axes))
+    axis = root.attrs["axis"]
+    end = axis + indices.ndim
+    place = linear(root.shape, (*index[:axis], Affine(), *index[end:]))
+    position = as_dtype(reader.read(indices, index[axis:end]), "int64")
+    deposit = Deposit(out, place, strides(root.shape)[axis], position, reader.read(updates, index))
+    kept, (moved,) = collapse([v for v in axes if v.extent != 1], [deposit])
+    assert isinstance(moved, Deposit)
+    return [*fill, *schedule_deposit(kept, moved, target)]
+
+
+def _lower_running(root: Node, named: dict[Node, Buffer], out: Buffer, target: Target) -> list[Stmt]:
+    """Running sums or products: an exclusive one begins with the empty sum and is stored one step behind."""
+    (x,) = root.inputs
+    axis, count = root.attrs["axis"], root.shape[root.attrs["axis"]]
+    late = 1 if root.attrs["exclusive"] else 0
+    reader = Reader(named)
+    axes = [Var(f"i{i}", n) for i, n in enumerate(root.shape)]
+    step = Var(f"i{axis}", count - late)
+
+    def at(position: Affine) -> tuple[Affine, ...]:
+        if root.attrs["reverse"]:
+            position = position.scaled(-1).shifted(count - 1)
+        return tuple([position if i == axis else along(v) for i, v in enumerate(axes)])
+
+    op = "sum" if root.op.name == "cumsum" else "prod"
+    accumulator = Accumulator("acc", op, accumulator_dtype(root.dtype, op))
+    value = as_dtype(reader.read(x, at(along(step))), accumulator.dtype)
+    held = as_dtype(Running(accumulator), root.dtype)
+    statements: list[Stmt] = [
+        Combine(accumulator, value),
+        Store(out, linear(root.shape, at(along(step).shifted(late))), held),
+    ]
+    if late:
+        empty = Const(0 if op == "sum" else 1, root.dtype)
+        statements.append(Store(out, linear(root.shape, at(Affine())), empty))
+    kept, statements = collapse([v for i, v in enumerate(axes) if i != axis and v.extent != 1], statements)
+    body = tuple(statements[:2])
+    rounds = Reduce(accumulator, body if step.extent == 1 else (For(step, body),))
+    # There is a first element only where there are any.
+    first = [For(Var("first", minimum(count, 1)), tuple(statements[2:]))] if late and count != 0 else []
+    return schedule_running(kept, first, rounds, target)
 
 
 def _lower_concatenate(root: Node, named: dict[Node, Buffer], out: Buffer, target: Target) -> list[Stmt]:

@@ -62,6 +62,13 @@ def interpreted_nodes(graph: Graph) -> list[Node]:
     return [n for n in graph.nodes if n.op.kind not in ("leaf", "fused") and n.op.name != "item" and not is_alias(n)]
 
 
+def checks_of(node: Node) -> list[Node]:
+    """The values that must be False before a fused node may run: whether indices that it uses are out of range."""
+    body = node.attrs["body"]
+    outer = dict(zip(body.inputs, node.inputs))
+    return [outer[inner.inputs[1]] for inner in body.nodes if inner.op.name == "guard"]
+
+
 class Kernels:
     """The distinct kernels of one module: equal ones are compiled once."""
 
@@ -158,6 +165,7 @@ class Program:
         places: the memory of every base node.
         memory: the plan of the workspace.
         symbols: unknown sizes, which the caller tells.
+        checks: the bool scalars that tell whether indices are out of range; all stand before any write to a variable.
     """
 
     graph: Graph
@@ -166,6 +174,7 @@ class Program:
     bound: list[Node] = field(default_factory=list)
     places: dict[Node, Place] = field(default_factory=dict)
     memory: MemoryPlan = field(default_factory=lambda: MemoryPlan((), 0, 0))
+    checks: frozenset[Node] = frozenset()
 
     @property
     def symbols(self) -> tuple[Symbol, ...]:
@@ -177,28 +186,29 @@ class Program:
         return self.kernels.loops
 
     def emit(self, b: Builder, name: str, linkage: str = "") -> None:
-        """Append the kernels and `void name(ptr args, ptr workspace, i64 size...)`.
+        """Append the kernels and `i32 name(ptr args, ptr workspace, i64 size...)`.
 
-        `args` holds the addresses of the inputs, the bound values and the outputs.
+        `args` holds the addresses of the inputs, the bound values and the outputs. The function returns 0, or 1 where
+        an index is out of range: then no variable has been written, and the outputs hold anything.
         """
         self.kernels.emit(b)
         params = [("args", "ptr"), ("workspace", "ptr")]
         params += [(f"s{i}", "int64") for i in range(len(self.symbols))]
         chunks = [self.calls[i : i + _CHUNK] for i in range(0, len(self.calls), _CHUNK)]
         if len(chunks) <= 1:
-            with b.function(name, params, linkage=linkage) as (args, workspace, *sizes):
+            with b.function(name, params, "int32", linkage) as (args, workspace, *sizes):
                 self._emit_calls(b, self.calls, args, workspace, sizes)
-                b.ret()
             return
         for i, chunk in enumerate(chunks):
-            with b.function(f"{name}.{i}", params, linkage="internal") as (args, workspace, *sizes):
+            with b.function(f"{name}.{i}", params, "int32", "internal") as (args, workspace, *sizes):
                 self._emit_calls(b, chunk, args, workspace, sizes)
-                b.ret()
-        with b.function(name, params, linkage=linkage) as values:
+        with b.function(name, params, "int32", linkage) as values:
             operands = ", ".join(f"{type_of(v)} {v.name}" for v in values)
-            for i in range(len(chunks)):
-                b.line(f"call void @{name}.{i}({operands})")
-            b.ret()
+            for i, chunk in enumerate(chunks):
+                status = b.fresh(f"call i32 @{name}.{i}({operands})", "int32")
+                if any(call.node in self.checks for call in chunk):
+                    _stop_if(b, b.icmp("ne", status, b.const(0, "int32")))
+            b.ret(b.const(0, "int32"))
 
     def _emit_calls(
         self, b: Builder, calls: Sequence[Call], args: Value, workspace: Value, sizes: Sequence[Value]
@@ -224,6 +234,18 @@ class Program:
             pointers += [address(target), *([address(call.scratch)] if call.scratch else [])]
             operands = ", ".join(f"{type_of(v)} {v.name}" for v in (*pointers, *dims))
             b.line(f"call void @{call.kernel.name}({operands})")
+            if call.node in self.checks:
+                _stop_if(b, b.load(address(target), "bool"))
+        b.ret(b.const(0, "int32"))
+
+
+def _stop_if(b: Builder, bad: Value) -> None:
+    """Return 1 where a condition holds."""
+    fail, go_on = b.fresh_label("fail"), b.fresh_label("ok")
+    b.cond_br(bad, fail, go_on, likely=False)
+    b.start(fail)
+    b.ret(b.const(1, "int32"))
+    b.start(go_on)
 
 
 def make_program(graph: Graph, target: Target) -> Program:
@@ -252,15 +274,23 @@ class _Planner:
             if node.op.kind == "leaf" and node.op.name != "placeholder":
                 self.places[node] = Place("bound", len(program.bound))
                 program.bound.append(node)
+        nodes = [node for node in graph.nodes if node.op.kind == "fused"]
+        program.checks = frozenset([check for node in nodes for check in checks_of(node)])
         calls = [
-            Call(program.kernels.of(node), tuple(map(base_of, node.inputs)), node)
-            for node in graph.nodes
-            if node.op.kind == "fused"
+            Call(program.kernels.of(node), tuple(map(base_of, node.inputs)), node) for node in self._checks_first(nodes)
         ]
         self._outputs()
         self._updates(calls)
         program.calls = [*self.first, *calls, *self.last]
         self._workspace()
+
+    def _checks_first(self, nodes: list[Node]) -> list[Node]:
+        """The nodes in an order that has all checks, and what they need, before everything else."""
+        early = set(self.program.checks)
+        for node in reversed(nodes):
+            if node in early:
+                early.update(map(base_of, node.inputs))
+        return [n for n in nodes if n in early] + [n for n in nodes if n not in early]
 
     def _copy(self, source: Node, target: Place) -> Call:
         kernel = self.program.kernels.copy(source.type)
@@ -284,6 +314,7 @@ class _Planner:
             written[call.node] = position
             for operand in call.operands:
                 readers[operand] = position
+        checked = max([written[check] for check in self.program.checks], default=-1)
         variables = {n.attrs["cell"]: n for n in self.program.bound if n.op.name == "variable"}
         final: list[Call] = []
         for cell, value in self.graph.updates:
@@ -295,7 +326,9 @@ class _Planner:
                 final.append(self._copy(self._save(base), place))
             elif base.op.kind == "leaf" or base in self.places:
                 final.append(self._copy(base, place))
-            elif self._may_overwrite(variable, base, calls[written[base]], written[base], readers):
+            elif written[base] > checked and self._may_overwrite(
+                variable, base, calls[written[base]], written[base], readers
+            ):
                 self.places[base] = place
             else:
                 final.append(self._copy(base, place))

@@ -13,6 +13,7 @@ from graphkb.codegen.loops import (
     Const,
     IndexValue,
     Load,
+    Lookup,
     LoopExpr,
     Result,
     SizeValue,
@@ -107,8 +108,10 @@ class Reader:
                 ranges = zip(index, attrs["starts"], attrs["steps"])
                 moved = tuple([i.scaled(step).shifted(start) for i, start, step in ranges])
                 return self.read(node.inputs[0], moved)
-            case "stop_gradient":
+            case "stop_gradient" | "guard":
                 return self.read(node.inputs[0], index)
+            case "gather":
+                return self._gather(node, index)
             case name if name in REDUCTIONS:
                 return self._reduce(node, index)
             case "dot":
@@ -122,6 +125,14 @@ class Reader:
                 return Apply(name, args, node.dtype)
             case name:
                 raise AssertionError(f"{name} can not stand inside a fused kernel")
+
+    def _gather(self, node: Node, index: tuple[Affine, ...]) -> LoopExpr:
+        x, indices = node.inputs
+        axis = node.attrs["axis"]
+        end = axis + indices.ndim
+        place = linear(x.shape, (*index[:axis], Affine(), *index[end:]))
+        position = as_dtype(self.read(indices, index[axis:end]), "int64")
+        return Lookup(self.buffers[x], place, strides(x.shape)[axis], position)
 
     def _dot(self, node: Node, index: tuple[Affine, ...]) -> LoopExpr:
         """A product as a sum over the contracted axes, for the dtypes and ranks that no matrix kernel takes."""
@@ -161,8 +172,8 @@ class Reader:
         self, node: Node, reduced: list[Var], left: tuple[Affine, ...], right: tuple[Affine, ...]
     ) -> LoopExpr:
         """The sum over `reduced` of the first operand at one index times the second at another."""
-        wide = _accumulator_dtype(node.dtype, "sum")
-        args = tuple([_as(self.read(n, i), wide) for n, i in zip(node.inputs, (left, right))])
+        wide = accumulator_dtype(node.dtype, "sum")
+        args = tuple([as_dtype(self.read(n, i), wide) for n, i in zip(node.inputs, (left, right))])
         return self._begin(Accumulator("acc", "sum", wide), reduced, Apply("mul", args, wide), None, node.dtype)
 
     def _window(self, node: Node, index: tuple[Affine, ...]) -> LoopExpr:
@@ -172,16 +183,16 @@ class Reader:
         op = WINDOWS[node.op.name]
         reduced = [Var(f"r{axis}", size) for axis, size in enumerate(window)]
         inner = [p.scaled(s).plus(along(c)) for p, s, c in zip(index, node.attrs["strides"], reduced)]
-        dtype = _accumulator_dtype(x.dtype, op)
+        dtype = accumulator_dtype(x.dtype, op)
         position = linear(window, tuple(map(along, reduced))) if op == "argmax" else None
-        value = _as(self.read(x, tuple(inner)), dtype)
+        value = as_dtype(self.read(x, tuple(inner)), dtype)
         return self._begin(Accumulator("acc", op, dtype), reduced, value, position, node.dtype)
 
     def _begin(
         self, accumulator: Accumulator, reduced: list[Var], value: LoopExpr, position: Affine | None, dtype: str
     ) -> LoopExpr:
         self.reductions.append(Reduction(accumulator, reduced, value, position))
-        return _as(Result(accumulator), dtype)
+        return as_dtype(Result(accumulator), dtype)
 
     def _reduce(self, node: Node, index: tuple[Affine, ...]) -> LoopExpr:
         (x,) = node.inputs
@@ -199,8 +210,8 @@ class Reader:
                 inner.append(along(var))
             else:
                 inner.append(next(kept))
-        dtype = _accumulator_dtype(x.dtype, node.op.name)
-        value = _as(self.read(x, tuple(inner)), dtype)
+        dtype = accumulator_dtype(x.dtype, node.op.name)
+        value = as_dtype(self.read(x, tuple(inner)), dtype)
         count = len(self.reductions)
         accumulator = Accumulator(f"acc{count or ''}", node.op.name, dtype)
         position = along(reduced[0]) if node.op.name in ("argmax", "argmin") else None
@@ -212,12 +223,12 @@ def along(var: Var) -> Affine:
     return Affine() if var.extent == 1 else affine(var)
 
 
-def _as(expr: LoopExpr, dtype: str) -> LoopExpr:
+def as_dtype(expr: LoopExpr, dtype: str) -> LoopExpr:
     """The expression, converted where it must be."""
     return expr if expr.dtype == dtype else Apply("cast", (expr,), dtype)
 
 
-def _accumulator_dtype(dtype: str, op: str) -> str:
+def accumulator_dtype(dtype: str, op: str) -> str:
     """float16 sums and products run in float32, as NumPy's do."""
     return "float32" if dtype == "float16" and op in ("sum", "prod") else dtype
 

@@ -10,9 +10,11 @@ from graphkb.codegen.loops import (
     Affine,
     Apply,
     Combine,
+    Deposit,
     For,
     IndexValue,
     Load,
+    Lookup,
     LoopExpr,
     Reduce,
     Result,
@@ -21,6 +23,7 @@ from graphkb.codegen.loops import (
     Var,
     affine,
     expressions,
+    operands_of,
     walk,
 )
 from graphkb.codegen.target import Target
@@ -43,11 +46,11 @@ _OPERATIONS = {
 def _affines(statements: Iterable[Stmt]) -> list[Affine]:
     found = []
     for statement in walk(statements):
-        if isinstance(statement, Store):
+        if isinstance(statement, Store | Deposit):
             found.append(statement.index)
         elif isinstance(statement, Combine) and statement.position is not None:
             found.append(statement.position)
-    found.extend(expr.index for expr in expressions(statements) if isinstance(expr, Load | IndexValue))
+    found.extend(expr.index for expr in expressions(statements) if isinstance(expr, Load | Lookup | IndexValue))
     return found
 
 
@@ -71,6 +74,8 @@ def substitute(statements: Sequence[Stmt], new: dict[Var, Affine]) -> list[Stmt]
         match expr:
             case Load(buffer=buffer, index=index):
                 known[expr] = Load(buffer, index.substituted(new))
+            case Lookup(buffer=buffer, index=index, step=step, position=position):
+                known[expr] = Lookup(buffer, index.substituted(new), step, known[position])
             case IndexValue(index=index, dtype=dtype):
                 known[expr] = IndexValue(index.substituted(new), dtype)
             case Apply(op=op, args=args, dtype=dtype):
@@ -82,8 +87,10 @@ def substitute(statements: Sequence[Stmt], new: dict[Var, Affine]) -> list[Stmt]
         match statement:
             case Store(buffer=buffer, index=index, value=value):
                 return Store(buffer, index.substituted(new), known[value])
-            case Combine(accumulator=acc, value=value, position=position):
-                return Combine(acc, known[value], None if position is None else position.substituted(new))
+            case Deposit(buffer=buffer, index=index, step=step, position=position, value=value):
+                return Deposit(buffer, index.substituted(new), step, known[position], known[value])
+            case Combine(accumulator=acc, value=value, position=at):
+                return Combine(acc, known[value], None if at is None else at.substituted(new))
             case Reduce(accumulator=acc, body=body):
                 return Reduce(acc, tuple(map(visit, body)))
             case For(var=var, body=body, lanes=lanes):
@@ -97,12 +104,10 @@ def varying(statements: Sequence[Stmt], var: Var) -> set[LoopExpr]:
     found: set[LoopExpr] = set()
     for expr in expressions(statements):
         match expr:
-            case Load(index=index) | IndexValue(index=index):
-                if index.factor(var) != 0:
-                    found.add(expr)
-            case Apply(args=args):
-                if any(a in found for a in args):
-                    found.add(expr)
+            case Load(index=index) | IndexValue(index=index) | Lookup(index=index) if index.factor(var) != 0:
+                found.add(expr)
+            case _ if any(a in found for a in operands_of(expr)):
+                found.add(expr)
             case _:
                 pass
     return found
@@ -117,6 +122,8 @@ def replace_expr(statements: Sequence[Stmt], where: set[int], old: LoopExpr, new
         elif isinstance(expr, Apply):
             args = tuple([known[a] for a in expr.args])
             known[expr] = expr if args == expr.args else Apply(expr.op, args, expr.dtype)
+        elif isinstance(expr, Lookup) and known[expr.position] is not expr.position:
+            known[expr] = Lookup(expr.buffer, expr.index, expr.step, known[expr.position])
         else:
             known[expr] = expr
     out: list[Stmt] = []
@@ -146,6 +153,8 @@ def work_of(statements: Iterable[Stmt]) -> _Work:
     for expr in expressions(statements):
         if isinstance(expr, Apply):
             cost += find_op(expr.op).cost
+        elif isinstance(expr, Lookup):
+            cost += 2
         width = NUMPY_DTYPE[expr.dtype].itemsize * 8
         bits = max(bits, 32 if expr.dtype == "float16" else width)
     return _Work(cost, bits)
@@ -171,6 +180,29 @@ def schedule_map(axes: list[Var], statements: list[Stmt], target: Target) -> lis
     return list(nest(axes[:-1], body))
 
 
+def schedule_deposit(axes: list[Var], deposit: Deposit, target: Target) -> list[Stmt]:
+    """Vectors run along what is contiguous at one position; elements with positions of their own come one by one."""
+    if not axes:
+        return [deposit]
+    column = axes[-1]
+    lanes = 1
+    if deposit.index.factor(column) == 1 and deposit.position not in varying([deposit], column):
+        lanes = vector_length([deposit], column.extent, target, lambda w: 2 if w.cost > 4 else 4)
+    return list(nest(axes[:-1], (For(column, (deposit,), lanes),)))
+
+
+def schedule_running(kept: list[Var], first: Sequence[Stmt], rounds: Reduce, target: Target) -> list[Stmt]:
+    """Running sums in order, each lane its own where neighbors in memory belong to different ones."""
+    inner: tuple[Stmt, ...] = (*first, rounds)
+    if not kept:
+        return list(inner)
+    column, lanes = kept[-1], 1
+    stores = [s for s in walk(inner) if isinstance(s, Store)]
+    if all(s.index.factor(column) == 1 for s in stores):
+        lanes = vector_length(stores, column.extent, target, lambda w: 4 if w.cost <= 30 else 2)
+    return list(nest(kept[:-1], (For(column, inner, lanes),)))
+
+
 def nest(axes: Sequence[Var], body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
     for var in reversed(axes):
         body = (For(var, body),)
@@ -180,9 +212,13 @@ def nest(axes: Sequence[Var], body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
 def _unit_loads(statements: Sequence[Stmt], var: Var) -> int:
     """How well a loop suits vectors: loads that run along it, less loads that would have to be gathered."""
     score = 0
+    changing = varying(statements, var)
     for expr in expressions(statements):
         if isinstance(expr, Load):
             factor = expr.index.factor(var)
+            score += 1 if factor == 1 else 0 if factor == 0 else -1
+        elif isinstance(expr, Lookup):
+            factor = -1 if expr.position in changing else expr.index.factor(var)
             score += 1 if factor == 1 else 0 if factor == 0 else -1
     return score
 

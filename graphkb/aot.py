@@ -36,6 +36,7 @@ _ERRORS = {
     2: "a size is negative",
     3: "workspace or state is missing or not aligned to 64 bytes",
 }
+_BAD_INDEX_VALUE = 5
 
 
 @dataclass(frozen=True)
@@ -281,6 +282,8 @@ class Library:
         else:
             with self._lock:
                 code = self._run(*arguments)
+        if code == _BAD_INDEX_VALUE:
+            raise IndexError(f"{self.path.stem}: an index inside an input is out of range; nothing was updated")
         if code:
             raise InputError(f"{self.path.stem}: {_ERRORS.get(code, f'error {code}')}")
         return outputs

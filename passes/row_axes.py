@@ -33,6 +33,10 @@ def operand_axes(user: Node, axes: Axes, operand: Node) -> Axes:
         case "reshape":
             rest = iter(row_axes(tuple([a for a, n in zip(axes, user.shape) if n != 1])))
             return tuple([None if n == 1 else next(rest, OTHER) for n in operand.shape])
+        case "gather":
+            # The operand whose slices are taken stands in memory.
+            start = attrs["axis"]
+            return axes[start : start + operand.ndim] if operand is user.inputs[1] else (OTHER,) * operand.ndim
         case "slice":
             whole = zip(axes, attrs["starts"], attrs["steps"], user.shape, operand.shape)
             return tuple([a if start == 0 and step == 1 and m == n else OTHER for a, start, step, m, n in whole])

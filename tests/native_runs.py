@@ -25,7 +25,7 @@ def elementwise(name, inputs, type_, op, n):
     )
     sums = "".join(f"\n  %s{k} = {op} {type_} {f'%s{k - 1}' if k > 1 else '%v0'}, %v{k}" for k in range(1, inputs))
     return f"""
-define void @{name}(ptr %args, ptr %workspace) {{
+define i32 @{name}(ptr %args, ptr %workspace) {{
 start:
   br label %test
 test:
@@ -40,7 +40,7 @@ body:{loads}{sums}
   %i.next = add i64 %i, 1
   br label %test
 end:
-  ret void
+  ret i32 0
 }}
 """
 
@@ -49,7 +49,7 @@ end:
 # `tick` adds one to the bound word, with the same delay between the load and the store. `gate` shows that it has begun
 # in the second bound word, waits for the first one, then gives back its input.
 SLOW = """
-define void @spin(ptr %args, ptr %workspace) {
+define i32 @spin(ptr %args, ptr %workspace) {
 start:
   %n.p = load ptr, ptr %args
   %n = load i64, ptr %n.p
@@ -70,10 +70,10 @@ end:
   %to.at = getelementptr ptr, ptr %args, i64 1
   %to = load ptr, ptr %to.at
   store i64 %steps, ptr %to
-  ret void
+  ret i32 0
 }
 
-define void @tick(ptr %args, ptr %workspace) {
+define i32 @tick(ptr %args, ptr %workspace) {
 start:
   %n.p = load ptr, ptr %args
   %n = load i64, ptr %n.p
@@ -95,10 +95,10 @@ end:
   %to.at = getelementptr ptr, ptr %args, i64 2
   %to = load ptr, ptr %to.at
   store i64 %after, ptr %to
-  ret void
+  ret i32 0
 }
 
-define void @gate(ptr %args, ptr %workspace) {
+define i32 @gate(ptr %args, ptr %workspace) {
   %x.p = load ptr, ptr %args
   %open.at = getelementptr ptr, ptr %args, i64 1
   %open = load ptr, ptr %open.at
@@ -115,18 +115,18 @@ end:
   %to.at = getelementptr ptr, ptr %args, i64 2
   %to = load ptr, ptr %to.at
   store i64 %x, ptr %to
-  ret void
+  ret i32 0
 }
 
-define void @where_is_workspace(ptr %args, ptr %workspace) {
+define i32 @where_is_workspace(ptr %args, ptr %workspace) {
   %to = load ptr, ptr %args
   %address = ptrtoint ptr %workspace to i64
   store i64 %address, ptr %to
-  ret void
+  ret i32 0
 }
 
-define void @nothing(ptr %args, ptr %workspace) {
-  ret void
+define i32 @nothing(ptr %args, ptr %workspace) {
+  ret i32 0
 }
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from graphkb.ir.dims import symbol
@@ -10,7 +11,8 @@ from graphkb.ir.node import Node
 from graphkb.ir.verify import verify
 from graphkb.ops import conv, index, linalg, reduce, shape, window
 from graphkb.ops import elementwise as e
-from graphkb.ops.leaf import iota, placeholder, size
+from graphkb.ops.leaf import constant, iota, placeholder, size
+from graphkb.ops.values import print_
 from graphkb.passes.fuse import Fuse
 
 
@@ -164,9 +166,34 @@ def test_counting_vectors_and_sizes_are_computed_inside() -> None:
     assert kernels(x * e.cast(iota(5), "float32") / size(5, "float32")) == [["cast", "mul", "div"]]
 
 
-def test_what_has_no_kernel_stays() -> None:
+def test_a_gather_reads_memory_and_takes_in_its_indices_and_what_follows() -> None:
     x, i = x_(4, 5), x_(3, name="i", dtype="int32")
-    assert kernels(e.exp(index.gather(x * 2, i))) == [["mul"], ["(gather)"], ["exp"]]
+    check = ["cast", "greater_equal", "any"]
+    assert kernels(e.exp(index.gather(x * 2, i))) == [check, ["mul"], ["guard", "gather", "exp"]]
+    largest = e.maximum(i, 1)
+    assert kernels(reduce.reduce_sum(index.gather(x, largest), (1,))) == [
+        ["maximum", *check],
+        ["maximum", "guard", "gather", "sum"],
+    ]
+
+
+def test_indices_that_are_known_to_fit_need_no_check() -> None:
+    x = x_(4, 5)
+    assert kernels(index.gather(x, constant(np.array([3, 0])))) == [["gather"]]
+    assert len(kernels(index.gather(x, constant(np.array([4, 0]))))) == 2
+
+
+def test_running_sums_and_scatters_begin_kernels() -> None:
+    x = x_(4, 5)
+    assert kernels(e.exp(reduce.cumsum(x * 2, 1))) == [["mul", "cumsum"], ["exp"]]
+    places = constant(np.array([3, 0, 3, 1]))
+    assert kernels(index.scatter_add(x * 2, places, 0, (6, 5)) + 1) == [["mul", "scatter_add"], ["add"]]
+
+
+def test_what_has_no_kernel_stays() -> None:
+    x = x_(4, 5)
+    stays = print_(x * 2, "x")
+    assert kernels(e.exp(stays)) == [["mul"], ["(print)"], ["exp"]]
 
 
 @pytest.mark.parametrize("count", [1, 48, 49, 1000])

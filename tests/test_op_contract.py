@@ -35,9 +35,9 @@ from graphkb.runtime.function import Function
 
 CONTRACTS = all_contracts()
 BY_NAME = {c.op: c for c in CONTRACTS}
-# Values come from the caller, bodies are programs, tuples have no arrays, trimmed rows leave with another shape: other
-# tests hold these.
-WITHOUT_CONTRACT = {"placeholder", "fused", "scan", "cond", "item", "ctc_beams", "trim"}
+# Values come from the caller, bodies are programs, tuples have no arrays, trimmed rows leave with another shape,
+# guards stand before kernels only: other tests hold these.
+WITHOUT_CONTRACT = {"placeholder", "fused", "guard", "scan", "cond", "item", "ctc_beams", "trim"}
 # Attributes that hold sizes, and may be symbolic.
 SIZE_ATTRS = {"shape", "sizes", "size", "dim"}
 
@@ -192,8 +192,8 @@ def test_half_precision_adds_up_in_single(shape: tuple[int, int], axis: int, bac
     assert steps.max() == 4096
 
 
-# Kernels of the loop language, and products; running sums and indexing are interpreted.
-NATIVE_KINDS = {"elementwise", "view", "reduce", "dot"}
+# Kernels of the loop language, and products.
+NATIVE_KINDS = {"elementwise", "view", "reduce", "dot", "index", "move"}
 
 
 @pytest.mark.parametrize("name", names([c for c in CONTRACTS if find_op(c.op).kind in NATIVE_KINDS]))

@@ -77,6 +77,21 @@ SCATTER_ADD = define(
 )
 
 
+GUARD = define(
+    "guard",
+    kind="index",
+    infer=lambda indices, bad: indices,
+    numpy=lambda indices, bad: indices,
+    vjp=lambda g, y, indices, bad: (None, None),
+    doc="Indices of which the second operand tells whether one is out of range; kernels run only where it is False.",
+)
+
+
+def guard(indices: Node, bad: Node) -> Node:
+    """`indices`, not to be used where the bool scalar `bad` holds."""
+    return make(GUARD, (indices, bad))
+
+
 def gather(x: Node, indices: Node, axis: int = 0) -> Node:
     """The slices of `x` at `indices` along a non-negative axis."""
     return make(GATHER, (x, indices), {"axis": axis})

@@ -17,9 +17,10 @@ from graphkb.codegen import lock as lock_ir
 from graphkb.codegen.entry import Context, Record, Table
 from graphkb.codegen.lock import Lock
 from graphkb.runtime.object_layout import LayoutError, calibrate
+from graphkb.runtime.options import current
 from graphkb.runtime.state_lock import state_lock
 
-__all__ = ["CallSpec", "NativeEntry", "available", "run_context", "state_lock"]
+__all__ = ["CallSpec", "DeclinedError", "NativeEntry", "available", "run_context", "state_lock"]
 
 Array = np.ndarray[Any, Any]
 Signature = tuple[tuple[str, tuple[int, ...]], ...]
@@ -37,8 +38,8 @@ _DTYPES = (
 )
 _LOCKS = {"none": Lock.NONE, "shared": Lock.SHARED, "exclusive": Lock.EXCLUSIVE}
 _DESCRS = {name: np.dtype(name) for name in _DTYPES}
-_RUN_RELEASED = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
-_RUN_HELD = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
+_RUN_RELEASED = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)
+_RUN_HELD = ctypes.PYFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)
 _NEW_FROM_DESCR, _ARRAY_TYPE = 94, 2
 _METH_KEYWORDS, _METH_FASTCALL = 0x02, 0x80
 
@@ -50,8 +51,9 @@ class CallSpec:
     Attributes:
         inputs: dtype name and shape of each input array.
         outputs: dtype name and shape of each output array.
-        run: address of `void run(void **args, void *workspace)`; `args` holds the data addresses of the inputs, then
-            `bound`, then those of the outputs. It must not touch Python objects.
+        run: address of `int32_t run(void **args, void *workspace)`; `args` holds the data addresses of the inputs,
+            then `bound`, then those of the outputs. It must not touch Python objects. What it returns is 0, or
+            anything else where it declines: then it has written to nothing but the outputs and the workspace.
         bound: addresses of the values of variables and constants.
         workspace_bytes: size of the scratch memory, aligned to 64 bytes, that `run` gets for itself.
         lock: what `run` needs of `state_lock`: "shared" when it reads variables, "exclusive" when it writes them.
@@ -80,6 +82,10 @@ class CallSpec:
             raise ValueError("CallSpec: expected a function's address and a workspace of 0 bytes or more")
 
 
+class DeclinedError(Exception):
+    """Machine code returned without an answer: an index is out of range."""
+
+
 def available() -> tuple[bool, str]:
     """Whether calls can be native in this process, and if not, the reason. The first call compiles the entry."""
     native = _prepare()
@@ -91,7 +97,8 @@ class NativeEntry:
 
     A call `callable([a, b])` with one list or tuple of plain, aligned, C-contiguous arrays that agree with an added
     specialization runs it and returns a list of new arrays. Any other call, also one that would have to wait for
-    the workspace or for `state_lock`, is `slow(*args, **kwargs)`. Where `available()` is False, `callable` is `slow`.
+    the workspace or for `state_lock`, or that the code declines, is `slow(*args, **kwargs)`. Where `available()` is
+    False, `callable` is `slow`.
 
     Args:
         slow: takes every call that is not native; its result and its exceptions are the caller's.
@@ -145,6 +152,7 @@ def run_context(spec: CallSpec, arrays_in: Sequence[Array], arrays_out: Sequence
         The outputs.
 
     Raises:
+        DeclinedError: the code can not compute these values.
         ValueError: an array's count, dtype, shape or memory is not as `spec` says.
     """
     if arrays_out is None:
@@ -159,9 +167,11 @@ def run_context(spec: CallSpec, arrays_in: Sequence[Array], arrays_out: Sequence
     run = (_RUN_RELEASED if spec.release_gil else _RUN_HELD)(spec.run)
     lock = _LOCKS[spec.lock]
     if lock == Lock.NONE:
-        run(ctypes.addressof(args), _aligned(memory))
+        status = run(ctypes.addressof(args), _aligned(memory))
     else:
-        state_lock.run(lock, run, ctypes.addressof(args), _aligned(memory))
+        status = state_lock.run(lock, run, ctypes.addressof(args), _aligned(memory))
+    if status:
+        raise DeclinedError
     return list(arrays_out)
 
 
@@ -327,11 +337,11 @@ class _Native:
     """The compiled entry with its table; made once in a process and never freed."""
 
     def __init__(self) -> None:
-        from graphkb.codegen.engine import compile_module
         from graphkb.codegen.target import host_target
+        from graphkb.runtime.kernel_cache import compile_kernels
 
         text = ir.emit_entry(calibrate())
-        self._engine = compile_module(text, host_target())
+        self._engine = compile_kernels(text, host_target(), current())
         self._memory = np.zeros(ir.TABLE_WORDS + WORKSPACE_ALIGNMENT // ir.WORD, np.int64)
         self._table = _aligned(self._memory)
         start = (self._table - _address(self._memory)) // ir.WORD
