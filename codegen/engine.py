@@ -19,17 +19,20 @@ def _llvm() -> Any:
     return binding
 
 
+# The small code model keeps constants one short instruction away; the memory manager of the JIT places
+# code and data side by side, so it reaches.
+_CODE_MODEL = "default"
+
+
 def _machine(target: Target, level: int, reloc: str, jit: bool) -> Any:
     llvm = _llvm()
     options: dict[str, Any] = {"abiname": target.abi} if target.abi else {}
-    # The small code model keeps constants one short instruction away; the memory manager of the JIT places
-    # code and data side by side, so it reaches.
     return llvm.Target.from_triple(target.triple).create_target_machine(
         cpu=target.cpu,
         features=target.features,
         opt=level,
         reloc=reloc,
-        codemodel="default",
+        codemodel=_CODE_MODEL,
         jit=jit,
         **options,
     )
@@ -88,14 +91,31 @@ def compile_module(text: str, target: Target, level: int = 2) -> Engine:
     return Engine(engine, text, target, level)
 
 
-def load_object(data: bytes, target: Target) -> Engine:
-    """An engine for an object file that `emit_object` made, without generating code."""
+def load_object(data: bytes, target: Target, text: str = "", level: int = 2) -> Engine:
+    """An engine for an object file that `emit_object` made for this process, without generating code.
+
+    Args:
+        data: the object file; damaged data may end the process.
+        target: the target that it was made for.
+        text, level: what it was made from, for `Engine.assembly`.
+    """
     llvm = _llvm()
-    machine = _machine(target, 0, "pic", True)
-    engine = llvm.create_mcjit_compiler(_parse(f'target triple = "{target.triple}"'), machine, use_lmm=True)
-    engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(data))
+    module = llvm.parse_assembly(f'target triple = "{target.triple}"')
+    engine = llvm.create_mcjit_compiler(module, _machine(target, 0, "pic", True), use_lmm=True)
+    # An engine starts with a module. Here the object file stands for its code; adding the file to the engine would
+    # generate code for the empty module as well, which takes three times as long as everything else.
+    pending = [data]
+    engine.set_object_cache(getbuffer_func=lambda module: pending.pop())
     engine.finalize_object()
-    return Engine(engine, "", target, 0)
+    return Engine(engine, text, target, level)
+
+
+def code_identity(target: Target, level: int) -> str:
+    """Everything besides a module's text that decides its object file, as text."""
+    import llvmlite
+
+    versions = (llvmlite.__version__, *_llvm().llvm_version_info)
+    return repr((target, level, _CODE_MODEL, versions))
 
 
 def emit_object(text: str, target: Target, reloc: str = "pic", level: int = 2) -> bytes:

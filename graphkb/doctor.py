@@ -65,7 +65,7 @@ def examine() -> Findings:
     found.check("native calls", _native_calls)
     found.check("options", _options)
     found.check("configuration", _configuration)
-    found.add("kernel cache", _cache())
+    found.check("kernel cache", _cache)
     found.add("c compiler", _compiler())
     missing = [f"{name} ({purpose})" for name, purpose in OPTIONAL.items() if not _installed(name)]
     found.add("not installed", ", ".join(missing) or "nothing that is of use")
@@ -149,7 +149,15 @@ def _configuration() -> str:
 
 
 def _cache() -> str:
-    return "in memory, for the life of each function"
+    from graphkb.runtime.kernel_cache import MOST_BYTES, cache_state
+
+    state = cache_state(current())
+    if not state.path:
+        return "off: machine code lives as long as its function"
+    if state.obstacle:
+        return f"{state.path} is not used: {state.obstacle}"
+    size = f"{state.nbytes / 2**20:.1f} of at most {MOST_BYTES >> 20} MB"
+    return f"{state.path}: {state.entries} entries, {size}"
 
 
 def _compiler() -> str:

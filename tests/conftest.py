@@ -1,7 +1,9 @@
-"""Options and fixtures of all tests: golden files."""
+"""Options and fixtures of all tests: golden files, and a kernel cache of their own."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,15 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files anew instead of comparing")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests and the processes that they start never meet the user's kernel cache."""
+    folder = tempfile.TemporaryDirectory(prefix="graphkb-tests-")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("GRAPHKB_CACHE", os.path.join(folder.name, "kernels"))
+    config.add_cleanup(patch.undo)
+    config.add_cleanup(folder.cleanup)
 
 
 @pytest.fixture

@@ -14,20 +14,21 @@ from graphkb.runtime.options import VARIABLES, Options, current, options, resolv
 
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in VARIABLES.values():
+    for variable in VARIABLES.values():  # nothing here compiles, so the user's kernel cache stays as it is
         monkeypatch.delenv(variable, raising=False)
 
 
 def test_defaults() -> None:
-    assert current() == Options("auto", False, None, "host", "silent", 64, False)
+    assert current() == Options("auto", False, None, "host", "silent", 64, False, "auto")
 
 
 def test_environment_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"mode": "interpret", "debug": "1", "dump": "there", "target": "x86-64-v3", "cache_size": "3"}
+    settings["kernel_cache"] = "there"
     for name, text in settings.items():
         monkeypatch.setenv(VARIABLES[name], text)
     monkeypatch.setenv(VARIABLES["on_recompile"], "")
-    assert current() == Options("interpret", True, "there", "x86-64-v3", "silent", 3, False)
+    assert current() == Options("interpret", True, "there", "x86-64-v3", "silent", 3, False, "there")
 
 
 def test_blocks_over_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +80,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     (
         {"modus": "auto"},
         "options: there is no option 'modus'; expected one of mode, debug, dump, target, on_recompile, cache_size, "
-        "fastmath",
+        "fastmath, kernel_cache",
     ),
     ({"mode": "fast"}, "options: mode is 'fast': expected 'auto', 'native' or 'interpret'"),
     ({"mode": None}, "options: mode is None: expected 'auto', 'native' or 'interpret'"),
@@ -90,7 +91,18 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"on_recompile": True}, "options: on_recompile is True: expected 'silent', 'warn' or 'error'"),
     ({"cache_size": 0}, "options: cache_size is 0: expected an integer of at least 1"),
     ({"cache_size": True}, "options: cache_size is True: expected an integer of at least 1"),
+    ({"kernel_cache": ""}, 'options: kernel_cache is \'\': expected "auto", "off" or the path of a folder'),
+    ({"kernel_cache": 7}, 'options: kernel_cache is 7: expected "auto", "off" or the path of a folder'),
 ]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("off", "off"), ("0", "off"), (False, "off"), ("1", "auto"), (True, "auto"), ("auto", "auto"), (Path("a"), "a")],
+)
+def test_ways_to_name_the_kernel_cache(given: object, meant: str) -> None:
+    with options(kernel_cache=given) as inside:
+        assert inside.kernel_cache == meant
 
 
 @pytest.mark.parametrize(("chosen", "text"), ERRORS)

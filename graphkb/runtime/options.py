@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import ContextDecorator
+from contextlib import ContextDecorator, suppress
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -31,6 +31,8 @@ class Options:
             a RecompileWarning, or a RecompileError.
         cache_size: how many specializations a function keeps; beyond that the one longest unused is dropped.
         fastmath: let passes use algebra that holds for real numbers but not for every float.
+        kernel_cache: the folder that keeps machine code for later processes. "auto" is graphkb/kernels in
+            `$XDG_CACHE_HOME` or `~/.cache`; "off" keeps nothing.
     """
 
     mode: str = "auto"
@@ -40,6 +42,7 @@ class Options:
     on_recompile: str = "silent"
     cache_size: int = 64
     fastmath: bool = False
+    kernel_cache: str = "auto"
 
 
 VARIABLES = {
@@ -50,6 +53,7 @@ VARIABLES = {
     "on_recompile": "GRAPHKB_ON_RECOMPILE",
     "cache_size": "GRAPHKB_CACHE_SIZE",
     "fastmath": "GRAPHKB_FASTMATH",
+    "kernel_cache": "GRAPHKB_CACHE",
 }
 """The environment variable of each option. One that is not set, or empty, leaves the default."""
 
@@ -83,6 +87,16 @@ def _folder(value: object) -> str | None:
     raise ValueError("expected the path of a folder, or None")
 
 
+def _kernel_cache(value: object) -> str:
+    with suppress(ValueError):
+        return "auto" if _flag(value) else "off"
+    if isinstance(value, (str, os.PathLike)):
+        path = os.fspath(value)
+        if isinstance(path, str) and path and "\0" not in path:
+            return path
+    raise ValueError('expected "auto", "off" or the path of a folder')
+
+
 def _target(value: object) -> str:
     from graphkb.codegen.target import TARGETS
 
@@ -107,6 +121,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "on_recompile": _choice(ON_RECOMPILE),
     "cache_size": _count,
     "fastmath": _flag,
+    "kernel_cache": _kernel_cache,
 }
 
 _override: ContextVar[Mapping[str, Any] | None] = ContextVar("graphkb_options", default=None)

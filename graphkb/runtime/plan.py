@@ -86,10 +86,10 @@ class Plan:
 class NativePlan(Plan):
     """A graph all of whose steps are kernels: one machine-code function runs it from end to end."""
 
-    def __init__(self, graph: Graph, fused: Graph, target: Target) -> None:
+    def __init__(self, graph: Graph, fused: Graph, target: Target, options: Options) -> None:
         from graphkb.codegen.builder import Builder
-        from graphkb.codegen.engine import compile_module
         from graphkb.codegen.program import make_program
+        from graphkb.runtime.kernel_cache import compile_kernels
         from graphkb.runtime.native_call import CallSpec
 
         super().__init__(graph)
@@ -98,7 +98,7 @@ class NativePlan(Plan):
         b = Builder(target)
         self.program.emit(b, "run")
         self.llvm = b.module()
-        self._engine: Engine = compile_module(self.llvm, target)
+        self._engine: Engine = compile_kernels(self.llvm, target, options)
         # Variables are used where they lie; constants are kept in aligned copies.
         self._bound = [_memory(node) for node in self.program.bound]
         assert isinstance(self.program.memory.total, int)
@@ -161,8 +161,8 @@ class MixedPlan(Plan):
 
     def __init__(self, graph: Graph, fused: Graph, target: Target, options: Options) -> None:
         from graphkb.codegen.builder import Builder
-        from graphkb.codegen.engine import compile_module
         from graphkb.codegen.program import Kernels, checks_of
+        from graphkb.runtime.kernel_cache import compile_kernels
 
         super().__init__(graph)
         self.fused = fused
@@ -179,7 +179,7 @@ class MixedPlan(Plan):
             self._kernels.emit_call(b, self._kernels.of(node))
         module = b.module()
         self.llvm = "\n".join([module, *[plan.llvm for plan in self._bodies.values() if plan.llvm]])
-        self._engine: Engine = compile_module(module, target)
+        self._engine: Engine = compile_kernels(module, target, options)
         self._checks = frozenset([check for node in native for check in checks_of(node)])
         self._steps = self._make_steps()
         self._reads = any(node.op.name == "variable" for node in fused.nodes)
@@ -245,7 +245,7 @@ class MixedPlan(Plan):
             try:
                 values = self._compute(inputs)
             except _BadIndexError:
-                return interpreted(inputs)
+                return list(interpreted(inputs))
             return [values[output] for output in self.fused.outputs]
 
         return compute
@@ -315,7 +315,7 @@ def make_plan(graph: Graph, options: Options) -> Plan:
     target = host_target(options.target)
     fused = Fuse().apply(graph)
     if not interpreted_nodes(fused):
-        return NativePlan(graph, fused, target)
+        return NativePlan(graph, fused, target, options)
     if any(node.op.kind == "fused" or is_control(node) for node in fused.nodes):
         return MixedPlan(graph, fused, target, options)
     return Plan(graph, "no step of it has a kernel")
