@@ -323,6 +323,21 @@ def test_errors():
         K.rnn(lambda x, s: (x, [K.cast(x, "float32")]), x, [K.zeros((2, 4))])
 
 
+def test_arguments_of_wrong_kinds():
+    x = K.placeholder((2, 3, 4))
+    for call, text in (
+        (lambda: K.rnn(None, x, []), "rnn: expected a function, not NoneType"),
+        (lambda: K.rnn(lambda x, s: x, x, []), r"rnn: the step function must return \(output, list of new states\)"),
+        (lambda: K.rnn(lambda x, s: (x, s), x, K.zeros((2,))), "rnn: expected a list of tensors as initial_states"),
+        (lambda: K.rnn(lambda x, s: (x, s), x, [], constants=3), "rnn: expected a list of tensors as constants"),
+        (lambda: K.map_fn(x, x), "map_fn: expected a function, not Tensor"),
+        (lambda: K.foldl(1, x), "foldl: expected a function, not int"),
+        (lambda: K.foldr("f", x), "foldr: expected a function, not str"),
+    ):
+        with pytest.raises(TypeError, match=text):
+            call()
+
+
 def test_lengths_that_differ_are_told_at_the_call():
     x, mask = K.placeholder((2, None, 4)), K.placeholder((2, None))
     _, outputs, _ = K.rnn(lambda x, s: (x, []), x, [], mask=mask)

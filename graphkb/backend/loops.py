@@ -13,12 +13,18 @@ from graphkb.ir import dims
 from graphkb.ir.dims import Dim
 from graphkb.ir.errors import ShapeError
 from graphkb.ir.node import Node, record
+from graphkb.ir.types import dtype_name
 from graphkb.ops import leaf, shape
 from graphkb.ops.control import loop
 from graphkb.ops.elementwise import cast, not_equal, select
 from graphkb.ops.reduce import reduce_sum
 
 StepFunction = Callable[[Any, list[Any]], tuple[Any, Sequence[Any]]]
+
+
+def _check_callable(what: str, function: Any) -> None:
+    if not callable(function) or isinstance(function, Handle):
+        raise TypeError(f"{what}: expected a function, not {type(function).__name__}")
 
 
 def _time_major(x: Node) -> Node:
@@ -80,7 +86,11 @@ def rnn(
     >>> K.eval(outputs)[0, :, 0].tolist()
     [1.0, 3.0, 6.0]
     """
-    several = isinstance(inputs, (list, tuple))
+    _check_callable("rnn", step_function)
+    several = isinstance(inputs, (list, tuple)) and any(isinstance(x, Handle) for x in inputs)
+    for name, value in (("initial_states", initial_states), ("constants", constants or ())):
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(f"rnn: expected a list of tensors as {name}, not {type(value).__name__}")
     nodes = [as_node(x) for x in (inputs if several else [inputs])]
     for x in nodes:
         if x.ndim < 3:
@@ -140,7 +150,10 @@ class _Recurrence:
     def step(self, slices: Sequence[Node], states: Sequence[Node]) -> tuple[Node, list[Node]]:
         """The output and the new states of one step."""
         x: Any = [Tensor(s) for s in slices] if self.several else Tensor(slices[0])
-        output, new = self.step_function(x, [Tensor(s) for s in states] + self.constants)
+        result = self.step_function(x, [Tensor(s) for s in states] + self.constants)
+        if not isinstance(result, (list, tuple)) or len(result) != 2 or not isinstance(result[1], (list, tuple)):
+            raise TypeError("rnn: the step function must return (output, list of new states)")
+        output, new = result
         if len(new) != len(states):
             raise ValueError(f"rnn: the step function gave {len(new)} new states for {len(states)} states")
         return as_node(output), [as_node(s) for s in new]
@@ -229,6 +242,7 @@ def map_fn(fn: Callable[[Any], Any], elems: Any, name: str | None = None, dtype:
     >>> K.eval(K.map_fn(K.sum, K.variable([[1, 2], [3, 4]]))).tolist()
     [3.0, 7.0]
     """
+    _check_callable("map_fn", fn)
     several = isinstance(elems, (list, tuple)) and any(isinstance(e, Handle) for e in elems)
     nodes, length = _elements(elems if several or isinstance(elems, Handle) else as_tensor(elems), "map_fn")
     slices = [_slice_of(x, "x") for x in nodes]
@@ -237,7 +251,9 @@ def map_fn(fn: Callable[[Any], Any], elems: Any, name: str | None = None, dtype:
         many = isinstance(result, (list, tuple))
         outputs = [as_node(r) for r in (result if many else [result])]
         if dtype is not None:
-            kinds = dtype if isinstance(dtype, (list, tuple)) else [dtype] * len(outputs)
+            kinds = [dtype_name(d) for d in (dtype if isinstance(dtype, (list, tuple)) else [dtype] * len(outputs))]
+            if len(kinds) != len(outputs):
+                raise ValueError(f"map_fn: expected {len(outputs)} dtypes, one for each result, not {len(kinds)}")
             outputs = [as_node(Tensor(o), kind) for o, kind in zip(outputs, kinds)]
     _, stacks = loop(slices, [], outputs, [], nodes, length, made=made)
     return [Tensor(s) for s in stacks] if many else Tensor(stacks[0])
@@ -249,6 +265,7 @@ def as_tensor(value: Any) -> Tensor:
 
 
 def _fold(what: str, fn: Any, elems: Any, initializer: Any, name: str | None, reverse: bool) -> Tensor:
+    _check_callable(what, fn)
     several = isinstance(elems, (list, tuple)) and any(isinstance(e, Handle) for e in elems)
     nodes, length = _elements(elems if several or isinstance(elems, Handle) else as_tensor(elems), what)
     if initializer is None:
