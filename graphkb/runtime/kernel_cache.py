@@ -36,6 +36,7 @@ _HEADER_BYTES = len(_MARK) + 32 + 32
 # Looking at every entry costs milliseconds once there are thousands, so one store in so many does it.
 _TRIM_EVERY = 16
 _HOUR = 3600.0
+_POSSIBLE = hasattr(os, "geteuid") and os.open in os.supports_dir_fd
 
 _engines: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
 _said: set[str] = set()
@@ -95,7 +96,7 @@ def compile_kernels(text: str, target: Target, options: Options, level: int = 2)
 def folder_of(options: Options) -> str:
     """The folder that the options mean, as an absolute path; "" for none."""
     choice = options.kernel_cache
-    if choice == "off" or not hasattr(os, "geteuid") or os.open not in os.supports_dir_fd:
+    if choice == "off" or not _POSSIBLE:
         return ""
     if choice != "auto":
         return os.path.abspath(os.path.expanduser(choice))
@@ -248,10 +249,9 @@ def _tell(options: Options, what: str, key: str, size: int, start: float) -> Non
 
 def _complain(folder: str, error: Exception, options: Options) -> None:
     """Say once in a process why the folder is not used."""
-    text = f"kernel cache: {folder} is not used: {_reason(error)}"
-    if text not in _said:
-        _say(options, text)
-        _said.add(text)
+    if options.debug and folder not in _said:
+        _said.add(folder)
+        _say(options, f"kernel cache: {folder} is not used: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:
