@@ -98,7 +98,7 @@ def identity(op: str, dtype: str) -> float | int | bool:
     """What an accumulator starts from: the operation gives back the other operand."""
     match op:
         case "sum":
-            return -0.0 if dtype in FLOATS else 0
+            return 0.0 if dtype in FLOATS else 0  # as NumPy, whose sum of negative zeros, or of nothing, is 0.0
         case "prod":
             return 1
         case "any":

@@ -5,6 +5,7 @@ import pytest
 from k_tools import check, check_gradients, run
 from scipy import special
 
+import graphkb
 from graphkb import backend as K
 from graphkb.ir.errors import ShapeError
 
@@ -47,6 +48,18 @@ def test_axes(name, axis, keepdims):
 def test_empty(name, axis):
     check(lambda t: getattr(K, name)(t, axis), lambda x: MEANING[name](x, axis=axis), np.zeros((0, 3)))
     check(lambda t: getattr(K, name)(t, axis), lambda x: MEANING[name](x, axis=axis), np.zeros((3, 0)))
+
+
+@pytest.mark.parametrize("mode", ["interpret", "native"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (3, 5), (70, 200), (0, 3), (3, 0)])
+def test_sums_of_negative_zeros_and_of_nothing_are_positive_zeros(shape, mode):
+    x, w = K.placeholder((None, None)), K.placeholder((None, None))
+    outputs = [K.sum(x), K.sum(x, 0), K.sum(x, 1), K.sum(x, 0) + 0.0, K.dot(x, w)]
+    with graphkb.options(mode=mode):
+        results = K.function([x, w], outputs)([-np.zeros(shape), np.ones(shape[::-1])])
+    for result in results:
+        assert (result == 0).all()
+        assert not np.signbit(result).any()
 
 
 def test_extrema_of_nothing():
