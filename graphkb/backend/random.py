@@ -21,8 +21,10 @@ from graphkb.ops import elementwise, leaf
 from graphkb.ops import shape as shape_ops
 from graphkb.ops.random import FRACTION_BITS, Draw
 
-# As many as NumPy draws from: of fewer, such as ten million, some thousand draws would often share one.
-SEEDS = 2**31 - 1
+
+def _new_seed() -> int:
+    """63 bits of NumPy's own generator: of ten million seeds, some thousand draws would often share one."""
+    return int(np.random.randint(2**63 - 1, dtype=np.int64))
 
 
 def _draw(what: str, shape: Any, seed: Any) -> Draw:
@@ -31,7 +33,7 @@ def _draw(what: str, shape: Any, seed: Any) -> Draw:
     if any(isinstance(d, int) and d < 0 for d in sizes):
         raise ShapeError(f"{what}: the shape {show_shape(sizes)} has a negative size")
     if seed is None:
-        seed = np.random.randint(SEEDS)
+        seed = _new_seed()
     try:
         number = int(seed)
     except (TypeError, ValueError):
@@ -227,7 +229,7 @@ def _variable(
     draw: Callable[..., Tensor], shape: Any, dtype: Any, name: str | None, seed: Any, **kwargs: Any
 ) -> Variable:
     if seed is None:
-        seed = np.random.randint(SEEDS)
+        seed = _new_seed()
     return variable(draw(shape, dtype=dtype, seed=seed, **kwargs), dtype, name)
 
 
