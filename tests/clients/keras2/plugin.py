@@ -69,6 +69,7 @@ def _answer_tensorflow() -> None:
         return "tensorflow" if _importing else original()
 
     keras.backend.backend = backend
+    ours._is_tf_1 = lambda: False  # what marks of tests ask of a backend of this name
 
 
 def _accept_warns_none() -> None:
