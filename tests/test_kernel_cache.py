@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import subprocess
@@ -22,8 +23,10 @@ from graphkb.codegen import engine
 from graphkb.codegen.engine import Engine
 from graphkb.codegen.target import TARGETS, host_target
 from graphkb.runtime import kernel_cache
+from graphkb.runtime.function import Function
 from graphkb.runtime.kernel_cache import cache_state, compile_kernels
 from graphkb.runtime.options import Options
+from graphkb.runtime.plan import NativePlan
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = host_target()
@@ -35,8 +38,6 @@ def module(number: int) -> str:
 
 
 def answer(of: Engine) -> int:
-    import ctypes
-
     return int(ctypes.CFUNCTYPE(ctypes.c_int64)(of.address("answer"))())
 
 
@@ -371,7 +372,7 @@ def test_forked_processes_use_it(folder: Path, chosen: Options) -> None:
 
 # ---------------------------------------------------------------------------------------------------- functions
 def test_functions_take_the_option(folder: Path, generated: list[str]) -> None:
-    def make() -> K.Function:
+    def make() -> Function:
         x = K.placeholder((None, 4))
         return K.function([x], [K.exp(x) * 3.25])
 
@@ -382,11 +383,14 @@ def test_functions_take_the_option(folder: Path, generated: list[str]) -> None:
     assert len(entries(folder)) == 1
     texts = len(generated)
     np.testing.assert_array_equal(g([value])[0], f([value])[0])
-    assert f.specialize().plan._engine is g.specialize().plan._engine  # type: ignore[attr-defined]
+    plans = [one.specialize().plan for one in (f, g)]
+    assert isinstance(plans[0], NativePlan)
+    assert isinstance(plans[1], NativePlan)
+    assert plans[0]._engine is plans[1]._engine
     assert f.dump("asm") == g.dump("asm")
     assert len(generated) == texts
-    shared = weakref.ref(f.specialize().plan._engine)  # type: ignore[attr-defined]
-    del f
+    shared = weakref.ref(plans[0]._engine)
+    del f, plans
     gc.collect()
     assert g([value])[0].shape == (2, 4)
     del g
