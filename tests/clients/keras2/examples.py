@@ -47,8 +47,7 @@ class Program:
 
 PROGRAMS = (
     Program("addition_rnn.py", fits=2),
-    Program("antirectifier.py", epochs=10),
-    Program("babi_memnn.py", epochs=10),
+    Program("antirectifier.py", epochs=2, large=True),
     Program("babi_rnn.py", epochs=3),
     Program("cifar10_cnn.py", epochs=5),
     Program("cifar10_resnet.py", epochs=2),
@@ -78,6 +77,7 @@ PROGRAMS = (
     Program("variational_autoencoder_deconv.py", epochs=3),
 )
 LEFT_OUT = {
+    "babi_memnn.py": "splits text by a pattern that Python 3.7 gave another meaning",
     "class_activation_maps.py": "ImageNet weights",
     "conv_filter_visualization.py": "ImageNet weights",
     "conv_lstm.py": "some 80 TFLOP an epoch",
