@@ -100,13 +100,17 @@ def test_function_errors():
         K.function([None], [x])
     with pytest.raises(TypeError, match=r"expected K.update\(…\) or \(variable, new value\) as an update, not int$"):
         K.function([x], [x], updates=[3])
-    with pytest.raises(TypeError, match=r"^updates: expected a variable to update, not an instance of Tensor$"):
+    with pytest.raises(
+        TypeError, match=r"^function: updates: expected a variable to update, not an instance of Tensor$"
+    ):
         K.function([x], [x], updates=[(x, v)])
-    with pytest.raises(ShapeError, match=r"^updates: v:0 has the shape \(\), the new value \(2,\)$"):
+    with pytest.raises(ShapeError, match=r"^function: updates: v:0 has the shape \(\), the new value \(2,\)$"):
         K.function([x], [x], updates=[(K.variable(1, name="v"), x)])
     with pytest.raises(GraphError, match=r"a placeholder stands twice among the inputs"):
         K.function([x, x], [x])
-    with pytest.raises(InputError, match=r"^f: the placeholder 'x' is needed but is not among the inputs; add it to"):
+    with pytest.raises(
+        InputError, match=r"^function: f: the placeholder 'x' is needed but is not among the inputs; add it to"
+    ):
         K.function([], [x + 1], name="f")
     f = K.function([x], [x], name="f")
     with pytest.raises(TypeError, match=r"f: expected a list or tuple"):
@@ -151,7 +155,7 @@ def test_forms_of_gradients():
     update = K.update(v, v * 2)
     assert K.eval(K.gradients(K.sum(update * update), [v, update])[0]).tolist() == [8, 16]
     assert K.eval(K.gradients(K.sum(update * update), [v, update])[1]).tolist() == [4, 8]
-    with pytest.raises(TypeError, match=r"^gradients: expected tensors, not an instance of int$"):
+    with pytest.raises(TypeError, match=r"^gradients: expected tensors, not 1$"):
         K.gradients(v, [1])
 
 
@@ -222,7 +226,7 @@ def test_a_known_condition_chooses_at_once():
 
 def test_switch_errors():
     a = K.variable(X)
-    with pytest.raises(ValueError, match=r"^Rank of `condition` should be less than or equal to rank of"):
+    with pytest.raises(ValueError, match=r"^switch: Rank of `condition` should be less than or equal to rank of"):
         K.switch(K.variable(X[None]) > 0, a, a)
     with pytest.raises(ShapeError, match=r"under a scalar condition both expressions must have one shape, not"):
         K.switch(K.variable(1) > 0, a, a[0])

@@ -144,15 +144,17 @@ def test_native_equals_interpreted():
 
 def test_errors():
     x = K.placeholder((None, 5, 6, 3))
-    with pytest.raises(ValueError, match=r"^pool2d: invalid padding 'twice', expected 'valid' or 'same'$"):
+    with pytest.raises(ValueError, match=r"^pool2d: expected the padding 'valid' or 'same', not 'twice'$"):
         K.pool2d(x, (2, 2), padding="twice")
-    with pytest.raises(ValueError, match=r"^pool2d: invalid pool_mode 'median', expected 'max' or 'avg'$"):
+    with pytest.raises(ValueError, match=r"^pool2d: expected the pool_mode 'max' or 'avg', not 'median'$"):
         K.pool2d(x, (2, 2), pool_mode="median")
-    with pytest.raises(ValueError, match=r"^data_format: expected 'channels_first' or 'channels_last', not 'middle'$"):
+    with pytest.raises(
+        ValueError, match=r"^pool2d: expected 'channels_first' or 'channels_last' as the data format, not 'middle'$"
+    ):
         K.pool2d(x, (2, 2), data_format="middle")
-    with pytest.raises(ValueError, match=r"^pool2d: expected 2 positive integer\(s\) as pool_size, not \(2, 2, 2\)$"):
+    with pytest.raises(ValueError, match=r"^pool2d: expected 2 positive integers as pool_size, not \(2, 2, 2\)$"):
         K.pool2d(x, (2, 2, 2))
-    with pytest.raises(ValueError, match=r"^pool2d: expected 2 positive integer\(s\) as strides, not 0$"):
+    with pytest.raises(ValueError, match=r"^pool2d: expected 2 positive integers as strides, not 0$"):
         K.pool2d(x, (2, 2), 0)
     with pytest.raises(ShapeError, match=r"^pool3d: expected a tensor of shape \(samples, depth, rows"):
         K.pool3d(x, (2, 2, 2))

@@ -65,9 +65,9 @@ def test_variable_names_and_attributes():
 
 
 def test_bad_variables():
-    with pytest.raises(TypeError, match=r"^dtype 'complex64' is not supported"):
+    with pytest.raises(TypeError, match=r"^variable: dtype 'complex64' is not supported"):
         K.variable(1, dtype="complex64")
-    with pytest.raises(DTypeError, match=r"is no tensor of numbers"):
+    with pytest.raises(DTypeError, match=r"expected a tensor or numbers, not "):
         K.variable("text")
     with pytest.raises(ValueError):
         K.variable([[1, 2], [3]])
@@ -90,14 +90,14 @@ def test_set_value_casts_and_keeps_the_storage():
 
 def test_nothing_changes_when_one_value_does_not_fit():
     v, w = K.variable([1, 2], name="v"), K.variable([3, 4, 5], name="w")
-    with pytest.raises(ShapeError, match=r"^set_value: w:0 has the shape \(3,\), the value \(2,\)$"):
+    with pytest.raises(ShapeError, match=r"^batch_set_value: w:0 has the shape \(3,\), the value \(2,\)$"):
         K.batch_set_value([(v, [8, 9]), (w, [8, 9])])
     assert [a.tolist() for a in K.batch_get_value([v, w])] == [[1, 2], [3, 4, 5]]
-    with pytest.raises(DTypeError, match=r"^set_value: v:0 takes numbers, not values of type <U1$"):
+    with pytest.raises(DTypeError, match=r"^set_value: expected a tensor or numbers, not \['a', 'b'\]$"):
         K.set_value(v, ["a", "b"])
     with pytest.raises(TypeError, match=r"^set_value: expected a variable, not an instance of Tensor$"):
         K.set_value(v + 1, [1, 2])
-    with pytest.raises(TypeError, match=r"^get_value: expected a variable, not an instance of int$"):
+    with pytest.raises(TypeError, match=r"^get_value: expected a variable, not 3$"):
         K.get_value(3)
     with pytest.raises(ShapeError):
         K.set_value(v, [[1, 2]])
@@ -214,7 +214,7 @@ def test_placeholders():
         K.placeholder(3)
     with pytest.raises(ValueError, match=r"^placeholder: the size -1 is negative; use None"):
         K.placeholder((-1, 2))
-    with pytest.raises(TypeError, match=r"^dtype 'str' is not supported"):
+    with pytest.raises(TypeError, match=r"^placeholder: dtype 'str' is not supported"):
         K.placeholder((2,), dtype="str")
 
 

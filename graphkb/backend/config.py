@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from graphkb.ir.errors import shown
+
 FLOAT_TYPES = ("float16", "float32", "float64")
 DATA_FORMATS = ("channels_last", "channels_first")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -98,7 +100,10 @@ def set_epsilon(e: float) -> None:
     1e-05
     >>> K.set_epsilon(1e-7)
     """
-    _settings.epsilon = float(e)
+    try:
+        _settings.epsilon = float(e)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"expected a number, not {shown(e)}") from None
 
 
 def floatx() -> str:
@@ -130,7 +135,7 @@ def set_floatx(floatx: str) -> None:
     >>> K.set_floatx("float32")
     """
     if not isinstance(floatx, str) or floatx not in FLOAT_TYPES:
-        raise ValueError(f"Unknown floatx type: {floatx}")
+        raise ValueError(f"expected one of {', '.join(FLOAT_TYPES)}, not {shown(floatx)}")
     _settings.floatx = str(floatx)
 
 
@@ -143,12 +148,18 @@ def cast_to_floatx(x: Any) -> np.ndarray[Any, np.dtype[Any]]:
     Returns:
         An array of dtype `floatx()`, the same one if it has that dtype.
 
+    Raises:
+        TypeError: there are no numbers in it.
+
     >>> import numpy as np
     >>> from graphkb import backend as K
     >>> K.cast_to_floatx(np.array([1.0, 2.0])).dtype
     dtype('float32')
     """
-    return np.asarray(x, dtype=_settings.floatx)
+    from graphkb.backend.promotion import to_array
+
+    with np.errstate(over="ignore"):
+        return to_array(x).astype(_settings.floatx, copy=False)
 
 
 def image_data_format() -> str:
@@ -180,7 +191,7 @@ def set_image_data_format(data_format: str) -> None:
     >>> K.set_image_data_format("channels_last")
     """
     if not isinstance(data_format, str) or data_format not in DATA_FORMATS:
-        raise ValueError(f"Unknown data_format: {data_format}")
+        raise ValueError(f"expected 'channels_first' or 'channels_last', not {shown(data_format)}")
     _settings.image_data_format = str(data_format)
 
 
@@ -202,9 +213,9 @@ def normalize_data_format(value: str | None) -> str:
     """
     if value is None:
         value = _settings.image_data_format
-    name = value.lower() if isinstance(value, str) else value
+    name = value.lower() if isinstance(value, str) else ""
     if name not in DATA_FORMATS:
-        raise ValueError(f"data_format: expected 'channels_first' or 'channels_last', not {value!r}")
+        raise ValueError(f"expected 'channels_first' or 'channels_last' as the data format, not {shown(value)}")
     return name
 
 
@@ -233,8 +244,8 @@ def set_image_dim_ordering(dim_ordering: str) -> None:
     >>> from graphkb import backend as K
     >>> K.set_image_dim_ordering("tf")
     """
-    if dim_ordering not in ("tf", "th"):
-        raise ValueError(f"Unknown dim_ordering: {dim_ordering}")
+    if not isinstance(dim_ordering, str) or dim_ordering not in ("tf", "th"):
+        raise ValueError(f"expected 'tf' or 'th', not {shown(dim_ordering)}")
     _settings.image_data_format = "channels_first" if dim_ordering == "th" else "channels_last"
 
 

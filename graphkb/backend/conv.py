@@ -6,7 +6,7 @@ from typing import Any
 
 from graphkb.backend.config import normalize_data_format
 from graphkb.backend.promotion import Handle, as_node
-from graphkb.backend.sizes import to_dim, to_dims
+from graphkb.backend.sizes import size_list, to_dim, to_dims
 from graphkb.backend.spatial import (
     Sizes,
     check_padding,
@@ -189,7 +189,7 @@ def _requested(what: str, output_shape: Any, n: int, layout: str) -> list[Dim | 
     if isinstance(output_shape, Handle):
         sizes = list(to_dims(output_shape, what))
     else:
-        sizes = [None if size is None else to_dim(size, what) for size in output_shape]
+        sizes = [None if size is None else to_dim(size, what) for size in size_list(output_shape, what)]
     if len(sizes) != n + 2:
         raise ShapeError(f"{what}: expected an output shape of {n + 2} sizes, not {output_shape!r}")
     if any(isinstance(size, int) and size < 0 for size in sizes):

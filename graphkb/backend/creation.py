@@ -10,12 +10,12 @@ import numpy as np
 
 from graphkb.backend import config
 from graphkb.backend.promotion import Handle, as_node, to_array
-from graphkb.backend.sizes import scalar_dim, to_dim, to_dims
+from graphkb.backend.sizes import check_sizes, scalar_dim, size_list, to_count, to_dim, to_dims
 from graphkb.backend.sparse import SparseTensor, sparse_constant, sparse_placeholder
 from graphkb.backend.tensors import Tensor, Variable
 from graphkb.ir import dims
 from graphkb.ir.dims import Dim
-from graphkb.ir.errors import ShapeError
+from graphkb.ir.errors import ShapeError, shown
 from graphkb.ir.leaves import Array, VariableCell, unique_name
 from graphkb.ir.origin import current_origin
 from graphkb.ir.types import FLOATS, NUMPY_DTYPE, dtype_name
@@ -65,13 +65,13 @@ def placeholder(
     ((None, 4), 'float32')
     """
     if shape is None:
-        shape = (None,) * (1 if ndim is None else ndim)
+        shape = (None,) * (1 if ndim is None else to_count("placeholder", "ndim", ndim))
     if isinstance(shape, (int, np.integer)):
         raise TypeError(f"placeholder: expected a shape such as ({shape},), not the integer {shape}")
     prefix = unique_name("placeholder") if name is None else _scoped(name)
     label = "x" if name is None else name
     sizes: list[Dim] = []
-    for axis, size in enumerate(shape):
+    for axis, size in enumerate(size_list(shape, "placeholder")):
         if size is None:
             sizes.append(dims.symbol("batch" if axis == 0 else f"{label}_{axis}"))
             continue
@@ -182,6 +182,7 @@ def constant(value: Any, dtype: str | None = None, shape: Any = None, name: str 
     node = as_node(value, _dtype(dtype))
     if shape is not None:
         sizes = to_dims([shape] if isinstance(shape, (int, np.integer)) else shape, "constant")
+        check_sizes("constant", sizes)
         if node.type.size != 1 and node.type.size == dims.product(sizes):
             node = shape_ops.reshape(node, sizes)
         else:
@@ -193,9 +194,8 @@ def constant(value: Any, dtype: str | None = None, shape: Any = None, name: str 
 def _filled(value: int, shape: Any, dtype: Any, name: str | None, what: str) -> Tensor:
     kind = _dtype(dtype)
     sizes = to_dims([shape] if isinstance(shape, (int, np.integer)) else shape, what)
+    check_sizes(what, sizes)
     known = [d for d in sizes if isinstance(d, int)]
-    if any(d < 0 for d in known):
-        raise ShapeError(f"{what}: the shape {dims.show_shape(sizes)} has a negative size")
     if len(known) == len(sizes) and all(known):
         return variable(np.full(known, value, NUMPY_DTYPE[kind]), kind, name)
     return Tensor(shape_ops.broadcast_to(leaf.constant(value, kind), sizes), name)
@@ -283,7 +283,11 @@ def eye(size: Any, dtype: str | None = None, name: str | None = None) -> Tensor:
     >>> K.eval(K.eye(2)).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
-    rows, columns = to_dims(size if isinstance(size, (list, tuple)) else (size, size), "eye")
+    sizes = to_dims(size if isinstance(size, (list, tuple)) else (size, size), "eye")
+    if len(sizes) != 2:
+        raise ShapeError(f"eye: expected a number of rows and columns, or a pair, not {shown(size)}")
+    check_sizes("eye", sizes)
+    rows, columns = sizes
     row = shape_ops.expand_dims(leaf.iota(rows), 1)
     return Tensor(cast(equal(row, leaf.iota(columns)), _dtype(dtype)), name)
 
@@ -330,6 +334,9 @@ def arange(start: Any, stop: Any = None, step: Any = 1, dtype: str = "int32") ->
     first, last = (0, start) if stop is None else (start, stop)
     first, last, by = _number(first), _number(last), _number(step)
     kind = dtype_name(dtype)
+    for what, value in (("start", start), ("stop", stop if stop is not None else 0), ("step", step)):
+        if not isinstance(_number(value), (Handle, int, float)):
+            raise TypeError(f"arange: expected a number or a scalar integer tensor as {what}, not {shown(value)}")
     if not any(isinstance(v, Handle) for v in (first, last, by)):
         if by == 0:
             raise ValueError("arange: the step must not be 0")

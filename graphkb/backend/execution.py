@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from graphkb import gradients as reverse_mode
 from graphkb.backend.control import phase_placeholders
-from graphkb.backend.promotion import Handle, as_node
+from graphkb.backend.promotion import Handle, as_node, items
 from graphkb.backend.sparse import SparseTensor
 from graphkb.backend.state import assignment
 from graphkb.backend.tensors import Tensor, Update, open_controls
 from graphkb.ir import origin
-from graphkb.ir.errors import InputError
+from graphkb.ir.errors import InputError, shown
 from graphkb.ir.graph import Graph, built_at, toposort
 from graphkb.ir.leaves import Array, VariableCell, unique_name
 from graphkb.ir.node import Node
@@ -60,12 +60,12 @@ def function(inputs: Sequence[Any], outputs: Any, updates: Sequence[Any] | None 
     if not isinstance(inputs, (list, tuple)):
         raise TypeError(f"function: expected a list of inputs, not {type(inputs).__name__}")
     single = isinstance(outputs, Handle)
-    results = [outputs] if single else list(outputs)
+    results = [outputs] if single else items("function", "a tensor or a list of tensors as outputs", outputs)
     for what, tensors in (("input", inputs), ("output", results)):
         for tensor in tensors:
             if not isinstance(tensor, Handle):
                 raise TypeError(f"function: expected a tensor as an {what}, not an instance of {type(tensor).__name__}")
-    changes = _changes(updates or (), results)
+    changes = _changes(items("function", "a list of updates", updates or ()), results)
     graph = Graph(
         tuple([n for t in inputs for n in (t.input_nodes if isinstance(t, SparseTensor) else (t.node,))]),
         tuple([t.node for t in results]),
@@ -226,14 +226,14 @@ def gradients(loss: Any, variables: Any) -> list[Tensor | None]:
     >>> K.eval(K.gradients(K.sum(K.square(v)), [v])[0]).tolist()
     [2.0, 4.0]
     """
-    losses = [as_node(one) for one in (loss if isinstance(loss, (list, tuple)) else [loss])]
+    losses = loss if isinstance(loss, (list, tuple)) else [loss]
     wrt = variables if isinstance(variables, (list, tuple)) else [variables]
-    for tensor in wrt:
+    for tensor in (*losses, *wrt):
         if not isinstance(tensor, Handle):
-            raise TypeError(f"gradients: expected tensors, not an instance of {type(tensor).__name__}")
+            raise TypeError(f"gradients: expected tensors, not {shown(tensor)}")
     sparse = [tensor if isinstance(tensor, SparseTensor) else None for tensor in wrt]
     nodes = [tensor.node if entries is None else entries.values for tensor, entries in zip(wrt, sparse)]
-    found = reverse_mode.gradients(losses, nodes)
+    found = reverse_mode.gradients([tensor.node for tensor in losses], nodes)
     return [
         None if node is None else Tensor(node) if entries is None else entries.with_values(node)
         for node, entries in zip(found, sparse)

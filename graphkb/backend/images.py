@@ -11,24 +11,26 @@ from graphkb.backend.joining import check_rank, repeat_elements
 from graphkb.backend.promotion import as_node, to_float
 from graphkb.backend.tensors import Tensor
 from graphkb.ir.dims import minimum
-from graphkb.ir.errors import ShapeError
+from graphkb.ir.errors import ShapeError, shown
 from graphkb.ir.node import Node
 from graphkb.ops import leaf, shape
 from graphkb.ops.elementwise import cast
 
 
 def _spatial_axes(what: str, x: Node, count: int, data_format: Any) -> tuple[int, ...]:
-    if data_format not in DATA_FORMATS:
-        raise ValueError(f"Unknown data_format: {data_format}")
+    if not isinstance(data_format, str) or data_format not in DATA_FORMATS:
+        raise ValueError(
+            f"{what}: expected 'channels_first' or 'channels_last' as the data format, not {shown(data_format)}"
+        )
     check_rank(what, x, count + 2)
     first = 2 if data_format == "channels_first" else 1
     return tuple(range(first, first + count))
 
 
 def _factor(what: str, factor: Any) -> int:
-    number = int(factor)
+    number = int(factor) if isinstance(factor, (int, float, np.number)) and np.isfinite(factor) else 0
     if number != factor or number < 1:
-        raise ValueError(f"{what}: expected positive integers as factors, not {factor!r}")
+        raise ValueError(f"{what}: expected positive integers as factors, not {shown(factor)}")
     return number
 
 

@@ -10,17 +10,24 @@ import numpy as np
 from graphkb.backend import sparse
 from graphkb.backend.config import normalize_data_format
 from graphkb.backend.indexing import positions_from
-from graphkb.backend.promotion import Handle, as_node, as_nodes
+from graphkb.backend.promotion import Handle, as_node, as_nodes, items
 from graphkb.backend.reductions import normalize_axis
-from graphkb.backend.sizes import as_dims, to_dim, to_dims
+from graphkb.backend.sizes import as_dims, check_sizes, size_list, to_dim, to_dims
 from graphkb.backend.sparse import SparseTensor
 from graphkb.backend.tensors import Tensor
 from graphkb.ir.dims import Dim, show_shape
-from graphkb.ir.errors import ShapeError
+from graphkb.ir.errors import CheckError, ShapeError, UnsupportedError, shown
 from graphkb.ir.graph import built_at
 from graphkb.ir.node import Node
 from graphkb.ops import index
 from graphkb.ops import shape as shape_ops
+
+
+def _several(what: str, tensors: Any) -> list[Any]:
+    found = items(what, "a sequence of tensors", tensors)
+    if not found:
+        raise ValueError(f"{what}: expected at least one tensor, not an empty list")
+    return found
 
 
 def concatenate(tensors: Sequence[Any], axis: int = -1) -> Tensor:
@@ -40,11 +47,10 @@ def concatenate(tensors: Sequence[Any], axis: int = -1) -> Tensor:
     >>> K.concatenate([K.placeholder((None, 2)), K.placeholder((None, 3))]).shape
     (None, 5)
     """
-    if len(tensors) and all(isinstance(x, SparseTensor) for x in tensors):
+    tensors = _several("concatenate", tensors)
+    if all(isinstance(x, SparseTensor) for x in tensors):
         return sparse.concatenate(tensors, normalize_axis("concatenate", axis, 2))
-    nodes = as_nodes(tensors) if len(tensors) else []
-    if not nodes:
-        raise ValueError("concatenate: expected at least one tensor")
+    nodes = as_nodes(tensors)
     at = normalize_axis("concatenate", axis, nodes[0].ndim)
     return Tensor(shape_ops.concatenate(nodes, at))
 
@@ -63,13 +69,11 @@ def stack(x: Sequence[Any], axis: int = 0) -> Tensor:
     >>> K.stack([K.placeholder((2,)), K.placeholder((2,))], axis=1).shape
     (2, 2)
     """
-    nodes = [x.node] if isinstance(x, Handle) else as_nodes(x) if len(x) else []
     if isinstance(x, Handle):
         if not x.node.ndim:
             raise ShapeError("stack: expected a sequence of tensors, not a scalar")
         return Tensor(_move_axis(x.node, 0, normalize_axis("stack", axis, x.node.ndim)))
-    if not nodes:
-        raise ValueError("stack: expected at least one tensor")
+    nodes = as_nodes(_several("stack", x))
     for node in nodes[1:]:
         if node.ndim != nodes[0].ndim or any(
             isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(node.shape, nodes[0].shape)
@@ -114,7 +118,8 @@ def tile(x: Any, n: Any) -> Tensor:
         A tensor of the same rank.
 
     Raises:
-        NotImplementedError: there are more numbers than axes. ShapeError: a number depends on values.
+        UnsupportedError: there are more numbers than axes (a ValueError, and as in Keras a NotImplementedError).
+            ShapeError: a number is negative, or depends on values.
 
     >>> from graphkb import backend as K
     >>> K.eval(K.tile(K.variable([[1, 2]]), (2, 2))).tolist()
@@ -125,7 +130,7 @@ def tile(x: Any, n: Any) -> Tensor:
         n = (n,)
     times = to_dims(n, "tile")
     if len(times) > node.ndim:
-        raise NotImplementedError(f"tile: {len(times)} numbers for the {node.ndim} axes of {show_shape(node.shape)}")
+        raise UnsupportedError(f"tile: {len(times)} numbers for the {node.ndim} axes of {show_shape(node.shape)}")
     if any(isinstance(t, int) and t < 0 for t in times):
         raise ShapeError(f"tile: the numbers {show_shape(times)} must not be negative")
     return Tensor(_repeat_blocks(node, (1,) * (node.ndim - len(times)) + times))
@@ -169,7 +174,7 @@ def repeat(x: Any, n: Any) -> Tensor:
         A tensor of shape (samples, n, features).
 
     Raises:
-        AssertionError: the rank is not 2, as in Keras.
+        CheckError: the rank is not 2 (a ValueError, and as in Keras an AssertionError). ShapeError: `n` is negative.
 
     >>> from graphkb import backend as K
     >>> K.repeat(K.placeholder((None, 4)), 3).shape
@@ -177,8 +182,9 @@ def repeat(x: Any, n: Any) -> Tensor:
     """
     node = as_node(x)
     if node.ndim != 2:
-        raise AssertionError(f"repeat: expected a matrix, not a tensor of shape {show_shape(node.shape)}")
+        raise CheckError(f"repeat: expected a matrix, not a tensor of shape {show_shape(node.shape)}")
     times = to_dim(n, "repeat")
+    check_sizes("repeat", (times,))
     return Tensor(shape_ops.broadcast_to(shape_ops.expand_dims(node, 1), (node.shape[0], times, node.shape[1])))
 
 
@@ -207,7 +213,7 @@ def slice(x: Any, start: Any, size: Any) -> Tensor:
         length = start.node.shape[0] if start.ndim else 0
         firsts = [start[i] for i in range(length if isinstance(length, int) else node.ndim)]
     else:
-        firsts = list(start)
+        firsts = size_list(start, "slice")
     counts = list(to_dims(size, "slice"))
     if not len(firsts) == len(counts) == node.ndim:
         raise ValueError(
@@ -291,7 +297,8 @@ def temporal_padding(x: Any, padding: tuple[int, int] = (1, 1)) -> Tensor:
         padding: how many before and after.
 
     Raises:
-        AssertionError: the padding is no pair, as in Keras. ShapeError: the rank is not 3.
+        CheckError: the padding is no pair (a ValueError, and as in Keras an AssertionError). ShapeError: the rank is
+            not 3, or a number is negative.
 
     >>> from graphkb import backend as K
     >>> K.temporal_padding(K.placeholder((2, 3, 4)), (1, 2)).shape
@@ -304,8 +311,14 @@ def temporal_padding(x: Any, padding: tuple[int, int] = (1, 1)) -> Tensor:
 
 
 def _check_pairs(what: str, padding: Any, count: int) -> None:
-    if len(padding) != count or any(len(p) != 2 for p in padding):
-        raise AssertionError(f"{what}: expected {count} pair(s) of numbers as padding, not {padding!r}")
+    sequences = (list, tuple, np.ndarray)
+    if (
+        not isinstance(padding, sequences)
+        or len(padding) != count
+        or not all(isinstance(p, sequences) and len(p) == 2 for p in padding)
+    ):
+        given = padding[0] if count == 1 else padding
+        raise CheckError(f"{what}: expected {count} pair{'s' * (count > 1)} of numbers as padding, not {shown(given)}")
 
 
 def _spatial_padding(x: Any, padding: Any, data_format: str | None, axes: int) -> Tensor:
@@ -328,8 +341,8 @@ def spatial_2d_padding(x: Any, padding: Any = ((1, 1), (1, 1)), data_format: str
         data_format: "channels_last" or "channels_first"; None takes `image_data_format()`.
 
     Raises:
-        ValueError: the data format is not known. AssertionError: the padding is not made of two pairs, as in
-            Keras. ShapeError: the rank is not 4.
+        ValueError: the data format is not known. CheckError: the padding is not made of two pairs (a ValueError, and
+            as in Keras an AssertionError). ShapeError: the rank is not 4, or a number is negative.
 
     >>> from graphkb import backend as K
     >>> K.spatial_2d_padding(K.placeholder((None, 3, 3, 2))).shape
@@ -347,8 +360,8 @@ def spatial_3d_padding(x: Any, padding: Any = ((1, 1), (1, 1), (1, 1)), data_for
         data_format: "channels_last" or "channels_first"; None takes `image_data_format()`.
 
     Raises:
-        ValueError: the data format is not known. AssertionError: the padding is not made of three pairs, as in
-            Keras. ShapeError: the rank is not 5.
+        ValueError: the data format is not known. CheckError: the padding is not made of three pairs (a ValueError,
+            and as in Keras an AssertionError). ShapeError: the rank is not 5, or a number is negative.
 
     >>> from graphkb import backend as K
     >>> K.spatial_3d_padding(K.placeholder((None, 3, 3, 3, 2))).shape

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from graphkb.backend import config, sparse
-from graphkb.backend.promotion import as_node, pair
+from graphkb.backend.promotion import as_node, items, pair
 from graphkb.backend.sizes import to_dim
 from graphkb.backend.sparse import SparseTensor
 from graphkb.backend.tensors import Tensor
 from graphkb.ir.dims import keras_shape, show_shape
-from graphkb.ir.errors import DTypeError, ShapeError
+from graphkb.ir.errors import DTypeError, ShapeError, shown
 from graphkb.ir.types import INTEGERS, NUMPY_DTYPE
 from graphkb.ops import index, linalg, shape
 from graphkb.ops.elementwise import cast
@@ -78,11 +80,13 @@ def batch_dot(x: Any, y: Any, axes: Any = None) -> Tensor:
     elif isinstance(axes, int):
         pair_of_axes = [axes, axes]
     else:
-        pair_of_axes = list(axes)
+        pair_of_axes = items("batch_dot", "None, an int or two ints as axes", axes)
     if len(pair_of_axes) != 2 or any(isinstance(axis, (list, tuple)) for axis in pair_of_axes):
         raise ValueError(f"batch_dot: several axes for one operand: expected None, an int or two ints, not {axes}")
     for i, operand in enumerate((a, b)):
         axis = pair_of_axes[i]
+        if not isinstance(axis, (int, np.integer)):
+            raise TypeError(f"batch_dot: expected an int as an axis, not {shown(axis)}")
         if not -operand.ndim <= axis < operand.ndim:
             raise ValueError(f"batch_dot: axis {axis} is out of range for a tensor of rank {operand.ndim}")
         pair_of_axes[i] = axis % operand.ndim

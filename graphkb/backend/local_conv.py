@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 from graphkb.backend.config import normalize_data_format
-from graphkb.backend.sizes import to_dim
+from graphkb.backend.sizes import to_dims
 from graphkb.backend.spatial import (
     Sizes,
     check_spatial,
@@ -18,7 +18,7 @@ from graphkb.backend.spatial import (
 )
 from graphkb.backend.tensors import Tensor
 from graphkb.ir.dims import Dim, Shape, product, show_shape
-from graphkb.ir.errors import ShapeError
+from graphkb.ir.errors import ShapeError, shown
 from graphkb.ir.node import Node
 from graphkb.ops import shape
 from graphkb.ops.linalg import dot
@@ -120,8 +120,8 @@ def local_conv2d(
     check_spatial(what, "a tensor", x, 4, "(samples, rows, columns, channels) or (samples, channels, rows, columns)")
     check_spatial(what, "a kernel", w, 3, "(new rows * new columns, features, filters)")
     size, steps = spatial_sizes(what, "kernel_size", kernel_size, 2), spatial_sizes(what, "strides", strides, 2)
-    places = tuple([to_dim(n, what) for n in output_shape])
+    places = to_dims(output_shape, what)
     if len(places) != 2 or any(isinstance(n, int) and n < 0 for n in places):
-        raise ShapeError(f"{what}: expected new rows and new columns as output_shape, not {output_shape!r}")
+        raise ShapeError(f"{what}: expected new rows and new columns as output_shape, not {shown(output_shape)}")
     windows = _windows(what, to_channels_last(x, layout), size, steps, places, layout == "channels_last")
     return Tensor(from_channels_last(_connect(what, windows, w), layout))

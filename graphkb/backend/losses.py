@@ -9,6 +9,7 @@ import numpy as np
 from graphkb.backend import config
 from graphkb.backend.nn import log_softmax_node, sigmoid_logits, softmax_logits
 from graphkb.backend.promotion import as_node, float_node
+from graphkb.backend.reductions import normalize_axis
 from graphkb.backend.tensors import Tensor
 from graphkb.ir.dims import Dim, show_shape
 from graphkb.ir.errors import ShapeError
@@ -17,12 +18,11 @@ from graphkb.ops import elementwise, index, leaf, reduce, shape
 from graphkb.ops.elementwise import cast, select
 
 
-def _class_axis(axis: int, output: Node) -> int:
-    if (axis != -1 and not 0 <= axis < output.ndim) or not output.ndim:
-        raise ValueError(
-            f"Unexpected channels axis {axis}: expected -1 or an axis of the output, which has {output.ndim}"
-        )
-    return axis % output.ndim
+def _class_axis(what: str, axis: int, output: Node) -> int:
+    at = normalize_axis(what, axis, output.ndim)
+    if axis < -1:
+        raise ValueError(f"{what}: expected -1 or an axis from 0 to {output.ndim - 1}, not {axis}")
+    return at
 
 
 def _check_shapes(what: str, target: Node, output: Node) -> None:
@@ -61,7 +61,7 @@ def categorical_crossentropy(target: Any, output: Any, from_logits: bool = False
     [0.6930000185966492]
     """
     y = float_node(output)
-    at = _class_axis(axis, y)
+    at = _class_axis("categorical_crossentropy", axis, y)
     t = cast(as_node(target), y.dtype)
     _check_shapes("categorical_crossentropy", t, y)
     log_y = _log_probabilities(y, at, from_logits, True)
@@ -100,7 +100,7 @@ def sparse_categorical_crossentropy(target: Any, output: Any, from_logits: bool 
     [0.6930000185966492]
     """
     y = float_node(output)
-    at = _class_axis(axis, y)
+    at = _class_axis("sparse_categorical_crossentropy", axis, y)
     log_y = _log_probabilities(y, at, from_logits, False)
     last = (*[a for a in range(y.ndim) if a != at], at)
     log_y = shape.transpose(log_y, last)

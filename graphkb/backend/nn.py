@@ -9,11 +9,11 @@ import numpy as np
 
 from graphkb.backend.config import normalize_data_format
 from graphkb.backend.math import maximum, minimum
-from graphkb.backend.promotion import Handle, as_node, float_node, pair, to_float
+from graphkb.backend.promotion import as_node, float_node, operand, pair, to_float
 from graphkb.backend.reductions import mean_node, normalize_axes, normalize_axis, shift_of, var_node
 from graphkb.backend.tensors import Tensor
 from graphkb.ir.dims import Dim, show_shape
-from graphkb.ir.errors import DTypeError, ShapeError
+from graphkb.ir.errors import DTypeError, ShapeError, shown
 from graphkb.ir.node import Node, make
 from graphkb.ir.types import INTEGERS
 from graphkb.ops import elementwise, index, reduce, shape
@@ -22,7 +22,7 @@ from graphkb.ops.elementwise import cast, select
 
 # ---------------------------------------------------------------------------------------------- activations
 def _is_number(value: Any, number: float) -> bool:
-    return not isinstance(value, Handle) and np.ndim(value) == 0 and float(value) == number
+    return isinstance(value, (int, float, np.number)) and float(value) == number
 
 
 def relu(x: Any, alpha: Any = 0.0, max_value: Any = None, threshold: float = 0.0) -> Tensor:
@@ -46,6 +46,7 @@ def relu(x: Any, alpha: Any = 0.0, max_value: Any = None, threshold: float = 0.0
     node = as_node(x)
     if node.dtype == "bool":
         raise DTypeError("relu: bool is not allowed, expected numbers; use K.cast")
+    operand("relu", "alpha", alpha), operand("relu", "threshold", threshold)
     flat, plain = _is_number(alpha, 0), _is_number(threshold, 0)
     if flat and plain:
         upper = Tensor(elementwise.relu(node))
@@ -80,7 +81,7 @@ def elu(x: Any, alpha: Any = 1.0) -> Tensor:
     # Only x <= 0 enters exp: an overflow in the branch not taken would make gradients NaN.
     below = Tensor(make(elementwise.expm1_, (elementwise.minimum(node, 0),)))
     if not _is_number(alpha, 1):
-        below = below * alpha
+        below = below * operand("elu", "alpha", alpha)
     upper, lower = pair(Tensor(node), below)
     return Tensor(select(elementwise.greater(node, 0), upper, lower))
 
@@ -242,7 +243,7 @@ def _along(parameter: Any, like: Node, axis: int) -> Node:
 
 
 def _normalized(x: Node, mean: Node, var: Node, beta: Node | None, gamma: Node | None, epsilon: float) -> Node:
-    scale = elementwise.rsqrt(var + epsilon)
+    scale = elementwise.rsqrt(var + as_node(epsilon, var.dtype))
     if gamma is not None:
         scale = scale * gamma
     y = (x - mean) * scale
@@ -343,9 +344,13 @@ def bias_add(x: Any, bias: Any, data_format: str | None = None) -> Tensor:
     """
     layout = normalize_data_format(data_format)
     a, b = pair(x, bias)
+    if a.ndim < 2:
+        raise ShapeError(f"bias_add: expected a tensor of rank 2 or more, not one of shape {show_shape(a.shape)}")
     if b.ndim not in (1, a.ndim - 1):
+        ranks = "1" if a.ndim == 2 else f"1 or {a.ndim - 1}"
         raise ValueError(
-            f"Unexpected bias dimensions {b.ndim}, expected 1 or {a.ndim - 1} for a tensor of rank {a.ndim}"
+            f"bias_add: expected a bias of rank {ranks} for a tensor of rank {a.ndim}, "
+            f"not one of shape {show_shape(b.shape)}"
         )
     first = layout == "channels_first" and a.ndim > 2
     if b.ndim == 1:
@@ -385,12 +390,15 @@ def in_top_k(predictions: Any, targets: Any, k: Any) -> Tensor:
         )
     if classes.dtype not in INTEGERS:
         raise DTypeError(f"in_top_k: the targets must be integers, not {classes.dtype}; use K.cast")
+    count = as_node(k)
+    if count.ndim or count.dtype not in INTEGERS:
+        raise DTypeError(f"in_top_k: expected an integer or a scalar integer tensor as k, not {shown(k)}")
     hit = index.one_hot(cast(classes, "int64"), scores.shape[1], "bool")
     own = reduce.reduce_sum(select(hit, scores, 0), (1,), True)
     better = reduce.reduce_sum(cast(elementwise.greater(scores, own), "int64"), (1,))
     finite = reduce.reduce(reduce.ALL, make(elementwise.isfinite_, (scores,)), (1,))
     known = reduce.reduce(reduce.ANY, hit, (1,))
-    within = elementwise.less(better, cast(as_node(k), "int64"))
+    within = elementwise.less(better, cast(count, "int64"))
     return Tensor(make(elementwise.and_, (make(elementwise.and_, (within, finite)), known)))
 
 

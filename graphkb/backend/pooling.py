@@ -19,6 +19,7 @@ from graphkb.backend.spatial import (
 )
 from graphkb.backend.tensors import Tensor
 from graphkb.ir.dims import Dim
+from graphkb.ir.errors import shown
 from graphkb.ir.node import Node
 from graphkb.ops import leaf, shape, window
 from graphkb.ops.elementwise import cast, maximum, minimum
@@ -31,8 +32,8 @@ def _pool(
 ) -> Tensor:
     layout = normalize_data_format(data_format)
     check_padding(what, padding)
-    if pool_mode not in ("max", "avg"):
-        raise ValueError(f"{what}: invalid pool_mode {pool_mode!r}, expected 'max' or 'avg'")
+    if not isinstance(pool_mode, str) or pool_mode not in ("max", "avg"):
+        raise ValueError(f"{what}: expected the pool_mode 'max' or 'avg', not {shown(pool_mode)}")
     node = as_node(x)
     first = 2 if layout == "channels_first" else 1
     parts = f"(samples, channels, {_AXES[n]})" if first == 2 else f"(samples, {_AXES[n]}, channels)"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from graphkb.backend import config
-from graphkb.ir.errors import DTypeError
+from graphkb.ir.errors import DTypeError, ShapeError, shown
 from graphkb.ir.leaves import Array
 from graphkb.ir.node import Node
 from graphkb.ir.types import FLOATS, INTEGERS, NUMPY_DTYPE, SIGNED, dtype_name
@@ -38,16 +38,35 @@ def is_operand(value: Any) -> bool:
     return isinstance(value, (list, tuple))
 
 
+def items(what: str, wanted: str, value: Any) -> list[Any]:
+    """The items of a sequence, whatever they are; TypeError when it is none. `wanted` says what it should hold."""
+    if not isinstance(value, (str, bytes, dict, set)):
+        try:
+            return list(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{what}: expected {wanted}, not {shown(value)}")
+
+
+def operand(what: str, name: str, value: Any) -> Any:
+    """The value of an argument if an operator takes it; DTypeError otherwise."""
+    if not is_operand(value):
+        raise DTypeError(f"{what}: expected a tensor or numbers as {name}, not {shown(value)}")
+    return value
+
+
 def to_array(value: Any) -> Array:
-    """A Python or NumPy value as an array; TypeError when it does not hold numbers or bools."""
+    """A Python or NumPy value as an array; TypeError when it does not hold numbers or bools, or ShapeError."""
     try:
         array: Array = np.asarray(value)
     except OverflowError:
         raise DTypeError(f"the integer {value} does not fit into any dtype: expected at most 64 bits") from None
+    except ValueError:
+        raise ShapeError(f"expected nested lists of equal lengths, not {shown(value)}") from None
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         if array.dtype.kind == "O" and any(isinstance(v, int) for v in array.flat):
             raise DTypeError("an integer does not fit into any dtype: expected at most 64 bits")
-        raise DTypeError(f"a value of type {type(value).__name__} and dtype {array.dtype} is no tensor of numbers")
+        raise DTypeError(f"expected a tensor or numbers, not {shown(value)}")
     return array
 
 

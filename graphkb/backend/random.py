@@ -9,7 +9,7 @@ import numpy as np
 
 from graphkb.backend import config
 from graphkb.backend.creation import variable
-from graphkb.backend.promotion import Handle, as_node, float_node
+from graphkb.backend.promotion import Handle, as_node, float_node, items
 from graphkb.backend.sizes import to_dim, to_dims
 from graphkb.backend.tensors import Tensor, Variable
 from graphkb.ir.dims import Shape, show_shape
@@ -330,10 +330,7 @@ def _noise_shape(noise_shape: Any, x: Node) -> Shape:
     if isinstance(noise_shape, Handle):
         sizes = to_dims(noise_shape, "dropout")
     else:
-        try:
-            entries = list(noise_shape)
-        except TypeError:
-            raise TypeError(f"dropout: expected a sequence of sizes as the noise shape, not {noise_shape!r}") from None
+        entries = items("dropout", "a sequence of sizes as the noise shape", noise_shape)
         if len(entries) == x.ndim:
             entries = [n if size is None else size for size, n in zip(entries, x.shape)]
         sizes = tuple([to_dim(size, "dropout") for size in entries])

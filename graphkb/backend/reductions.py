@@ -8,7 +8,7 @@ import numpy as np
 
 from graphkb.backend.promotion import as_node, to_float
 from graphkb.backend.tensors import Tensor
-from graphkb.ir.errors import ShapeError
+from graphkb.ir.errors import ShapeError, shown
 from graphkb.ir.node import Node, make
 from graphkb.ir.op import Op
 from graphkb.ops import elementwise, leaf, reduce, shape
@@ -20,8 +20,8 @@ def normalize_axis(name: str, axis: Any, ndim: int) -> int:
     """An axis as a non-negative int; ShapeError when the tensor has no such axis."""
     try:
         index: int = axis.__index__()
-    except AttributeError:
-        raise TypeError(f"{name}: expected an int as an axis, not {axis!r}") from None
+    except (AttributeError, TypeError):
+        raise TypeError(f"{name}: expected an int as an axis, not {shown(axis)}") from None
     if not -ndim <= index < ndim:
         raise ShapeError(f"{name}: axis {index} is out of range for a tensor of rank {ndim}")
     return index % ndim

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from graphkb.backend.promotion import as_node
+from graphkb.backend.promotion import as_node, items
 from graphkb.backend.reductions import normalize_axes, normalize_axis
 from graphkb.backend.sizes import shape_node, to_dims
 from graphkb.backend.tensors import Tensor
@@ -247,7 +247,12 @@ def permute_dimensions(x: Any, pattern: Any) -> Tensor:
     (4, 2, 3)
     """
     node = as_node(x)
-    axes = tuple([normalize_axis("permute_dimensions", a, node.ndim) for a in pattern])
+    axes = tuple(
+        [
+            normalize_axis("permute_dimensions", a, node.ndim)
+            for a in items("permute_dimensions", "a sequence of axes", pattern)
+        ]
+    )
     return Tensor(shape_ops.transpose(node, axes))
 
 

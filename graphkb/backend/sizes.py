@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from graphkb.backend.promotion import Handle, as_node
+from graphkb.backend.promotion import Handle, as_node, items
 from graphkb.ir import dims
 from graphkb.ir.dims import Dim, Expr, Shape
-from graphkb.ir.errors import ShapeError
+from graphkb.ir.errors import ShapeError, shown
 from graphkb.ir.graph import built_at
 from graphkb.ir.leaves import Array
 from graphkb.ir.node import Node
@@ -142,11 +142,12 @@ def to_dim(value: Any, what: str) -> Dim:
         return dim
     try:
         return value.__index__()  # type: ignore[no-any-return]
-    except AttributeError:
-        array = np.asarray(value)
-        if array.size == 1 and array.dtype.kind in "iu" and array.ndim:
-            return int(array.reshape(())[()])
-        raise TypeError(f"{what}: expected an integer or a scalar integer tensor as a size, not {value!r}") from None
+    except (AttributeError, TypeError):
+        if isinstance(value, (list, tuple, np.ndarray)) and np.size(value) == 1:
+            return to_dim(value[0], what)
+        raise TypeError(
+            f"{what}: expected an integer or a scalar integer tensor as a size, not {shown(value)}"
+        ) from None
 
 
 def to_dims(value: Any, what: str) -> Shape:
@@ -165,11 +166,29 @@ def to_dims(value: Any, what: str) -> Shape:
                 f"expected integers, or numbers computed from K.shape{built_at(value.node)}"
             )
         return tuple(values.tolist())
+    return tuple([to_dim(item, what) for item in size_list(value, what)])
+
+
+def size_list(value: Any, what: str) -> list[Any]:
+    """The items of a sequence of sizes, whatever they are; TypeError when it is none."""
+    return items(what, "a sequence of sizes", value)
+
+
+def check_sizes(what: str, sizes: Sequence[Dim]) -> None:
+    """ShapeError when a size is known and negative."""
+    if any(isinstance(size, int) and size < 0 for size in sizes):
+        raise ShapeError(f"{what}: the shape {dims.show_shape(tuple(sizes))} has a negative size")
+
+
+def to_count(what: str, name: str, value: Any, least: int = 0) -> int:
+    """An integer from `least` on; TypeError or ValueError otherwise."""
     try:
-        items = list(value)
-    except TypeError:
-        raise TypeError(f"{what}: expected a sequence of sizes, not {value!r}") from None
-    return tuple([to_dim(item, what) for item in items])
+        count: int = value.__index__()
+    except (AttributeError, TypeError):
+        raise TypeError(f"{what}: expected an integer as {name}, not {shown(value)}") from None
+    if count < least:
+        raise ValueError(f"{what}: expected {name} of {least} or more, not {count}")
+    return count
 
 
 def shape_node(sizes: Sequence[Dim]) -> Node:

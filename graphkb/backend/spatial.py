@@ -8,7 +8,7 @@ from typing import Any
 
 from graphkb.backend.promotion import pair, to_float
 from graphkb.ir.dims import Dim, Shape, maximum, show_shape
-from graphkb.ir.errors import ShapeError
+from graphkb.ir.errors import ShapeError, shown
 from graphkb.ir.graph import built_at
 from graphkb.ir.node import Node
 from graphkb.ops import shape
@@ -24,14 +24,15 @@ def spatial_sizes(what: str, name: str, value: Any, count: int) -> Sizes:
     except TypeError:
         sizes = ()
     if len(sizes) != count or min(sizes) < 1:
-        raise ValueError(f"{what}: expected {count} positive integer(s) as {name}, not {value!r}")
+        wanted = f"{count} positive integers" if count > 1 else "a positive integer"
+        raise ValueError(f"{what}: expected {wanted} as {name}, not {shown(value)}")
     return sizes
 
 
 def check_padding(what: str, padding: Any, modes: Sequence[str] = ("valid", "same")) -> None:
     """ValueError unless the padding is one of the modes."""
-    if padding not in modes:
-        raise ValueError(f"{what}: invalid padding {padding!r}, expected {' or '.join(map(repr, modes))}")
+    if not isinstance(padding, str) or padding not in modes:
+        raise ValueError(f"{what}: expected the padding {' or '.join(map(repr, modes))}, not {shown(padding)}")
 
 
 def check_spatial(what: str, name: str, x: Node, rank: int, parts: str) -> None:

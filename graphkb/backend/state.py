@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from graphkb.backend.promotion import Handle, as_node, pair
+from graphkb.backend.promotion import Handle, as_node, items, operand, pair, to_array
 from graphkb.backend.tensors import Tensor, Update, Variable
 from graphkb.codegen.lock import Lock
 from graphkb.ir.dims import show_shape
-from graphkb.ir.errors import DTypeError, ShapeError
+from graphkb.ir.errors import DTypeError, ShapeError, shown
 from graphkb.ir.leaves import Array
 from graphkb.ir.node import Node
 from graphkb.ir.types import FLOATS, INTEGERS, NUMPY_DTYPE
@@ -59,9 +59,10 @@ def batch_get_value(ops: Sequence[Any]) -> list[Array]:
     """
     from graphkb.backend.execution import evaluate_node
 
+    ops = items("batch_get_value", "variables", ops)
     for x in ops:
         if not isinstance(x, Tensor):
-            raise TypeError(f"get_value: expected a variable, not an instance of {type(x).__name__}")
+            raise TypeError(f"expected a variable, not {shown(x)}")
 
     def read() -> list[Array]:
         return [x.cell.array.copy() if isinstance(x, Variable) else evaluate_node(x.node) for x in ops]
@@ -110,22 +111,26 @@ def batch_set_value(tuples: Sequence[tuple[Variable, Any]]) -> None:
     """
     from graphkb.runtime.interpreter import write
 
-    checked = [(x, _value_for(x, value)) for x, value in tuples]
+    checked = []
+    for item in items("batch_set_value", "pairs of a variable and its value", tuples):
+        if not isinstance(item, (list, tuple)) or len(item) != 2:
+            raise TypeError(f"expected pairs of a variable and its value, not {shown(item)}")
+        checked.append((item[0], _value_for(*item)))
     state_lock.run(Lock.EXCLUSIVE, write, [x.cell for x, _ in checked], [array for _, array in checked])
 
 
 def _value_for(x: Any, value: Any) -> Array:
     if not isinstance(x, Variable):
-        raise TypeError(f"set_value: expected a variable, not an instance of {type(x).__name__}")
+        raise TypeError(f"expected a variable, not {shown(x)}")
     if isinstance(value, Handle):
         value = get_value(value)
     elif hasattr(value, "toarray"):
         value = value.toarray()
-    array = np.asarray(value)
+    array = to_array(value)
     if array.dtype.kind not in "biuf":
-        raise DTypeError(f"set_value: {x.name} takes numbers, not values of type {array.dtype}")
+        raise DTypeError(f"{x.name} takes numbers, not {shown(value)}")
     if array.ndim and array.shape != x.cell.array.shape:
-        raise ShapeError(f"set_value: {x.name} has the shape {x.cell.array.shape}, the value {array.shape}")
+        raise ShapeError(f"{x.name} has the shape {x.cell.array.shape}, the value {array.shape}")
     with np.errstate(over="ignore", invalid="ignore"):
         return array.astype(NUMPY_DTYPE[x.dtype])
 
@@ -133,7 +138,7 @@ def _value_for(x: Any, value: Any) -> Array:
 # ------------------------------------------------------------------------------------------------- updates
 def _target(what: str, x: Any) -> Variable:
     if not isinstance(x, Variable):
-        raise TypeError(f"{what}: expected a variable to update, not an instance of {type(x).__name__}")
+        raise TypeError(f"{what}: expected a variable to update, not {shown(x)}")
     return x
 
 
@@ -194,7 +199,10 @@ def update_add(x: Variable, increment: Any) -> Update:
     4.0
     """
     target = _target("update_add", x)
-    return Update(target, new_value("update_add", target, (target + _summand(target, increment)).node))
+    return Update(
+        target,
+        new_value("update_add", target, (target + _summand("update_add", "the increment", target, increment)).node),
+    )
 
 
 def update_sub(x: Variable, decrement: Any) -> Update:
@@ -216,14 +224,17 @@ def update_sub(x: Variable, decrement: Any) -> Update:
     -2.0
     """
     target = _target("update_sub", x)
-    return Update(target, new_value("update_sub", target, (target - _summand(target, decrement)).node))
+    return Update(
+        target,
+        new_value("update_sub", target, (target - _summand("update_sub", "the decrement", target, decrement)).node),
+    )
 
 
-def _summand(x: Variable, value: Any) -> Any:
+def _summand(what: str, name: str, x: Variable, value: Any) -> Any:
     """A tensor of the same kind of numbers in the variable's dtype, so that the sum keeps it."""
     if isinstance(value, Handle) and (value.node.dtype in FLOATS) == (x.dtype in FLOATS) and value.node.dtype != "bool":
         return Tensor(cast(value.node, x.dtype))
-    return value
+    return operand(what, name, value)
 
 
 def moving_average_update(x: Variable, value: Any, momentum: Any) -> Update:
@@ -247,7 +258,7 @@ def moving_average_update(x: Variable, value: Any, momentum: Any) -> Update:
     """
     target = _target("moving_average_update", x)
     incoming = Tensor(as_node(value, target.dtype))
-    decay = Tensor(as_node(1.0 - momentum, target.dtype))
+    decay = Tensor(as_node(1.0 - (momentum if isinstance(momentum, Tensor) else to_array(momentum)), target.dtype))
     node = (target - (target - incoming) * decay).node
     return Update(target, new_value("moving_average_update", target, node))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import reprlib
+
 
 class GraphError(ValueError):
     """A graph that is not well formed, or that can not do what was asked of it."""
@@ -13,6 +15,18 @@ class ShapeError(ValueError):
 
 class DTypeError(TypeError):
     """A dtype that does not fit the operation."""
+
+
+class CheckError(ValueError, AssertionError):
+    """An argument that does not fit, where Keras asserts that it does."""
+
+
+class UnsupportedError(ValueError, NotImplementedError):
+    """An argument that does not fit, which Keras says is not implemented."""
+
+
+class PositionError(ValueError, IndexError):
+    """A position outside of a tensor, found when it runs."""
 
 
 class GradientError(ValueError):
@@ -37,3 +51,13 @@ class RecompileError(ValueError):
 
 class RecompileWarning(UserWarning):
     """A function that was specialized already was specialized again, for other input shapes."""
+
+
+def shown(value: object) -> str:
+    """A value as the texts of errors show it, shortened, and the same in every run."""
+    kind = type(value)
+    if kind.__name__ == "ndarray":
+        return f"an array of dtype {value.dtype} and shape {value.shape}"  # type: ignore[attr-defined]
+    if value is None or kind in (bool, int, float, complex, str, bytes, list, tuple, dict, set, range):
+        return reprlib.repr(value)
+    return f"an instance of {kind.__name__}"

@@ -76,6 +76,8 @@ def transpose(x: Node, axes: tuple[int, ...]) -> Node:
 
 
 def _infer_broadcast_to(x: TensorType, shape: Shape) -> TensorType:
+    if any(isinstance(size, int) and size < 0 for size in shape):
+        raise ShapeError(f"broadcast_to: the shape {show_shape(shape)} has a negative size")
     if x.ndim > len(shape):
         raise ShapeError(f"broadcast_to: {show_shape(x.shape)} has more axes than {show_shape(shape)}")
     for a, b in zip(reversed(x.shape), reversed(shape)):
