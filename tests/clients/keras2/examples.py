@@ -33,7 +33,7 @@ class Program:
         large: whether it counts on the 60,000 and 10,000 images of MNIST.
         arguments: on its command line.
         prepare: what writes the files that it expects in its working folder.
-        learns: whether its recorded loss must fall.
+        learns: whether its recorded loss must fall; one epoch has nothing to compare with.
     """
 
     script: str
@@ -59,7 +59,7 @@ PROGRAMS = (
     Program("imdb_lstm.py", epochs=2),
     Program("lstm_seq2seq.py", epochs=10, prepare=data.write_sentence_pairs),
     Program("lstm_stateful.py", epochs=2),
-    Program("lstm_text_generation.py", epochs=1),
+    Program("lstm_text_generation.py", epochs=1, learns=False),
     Program("mnist_cnn.py"),
     Program("mnist_denoising_autoencoder.py", epochs=5),
     Program("mnist_hierarchical_rnn.py", epochs=2),
@@ -147,7 +147,8 @@ def run_program(folder: Path, program: Program, mode: str) -> Outcome:
             return Outcome(program.script, "failed", seconds, done.stderr.strip()[-600:])
         losses = [record["loss"] for record in json.loads(history.read_text(encoding="utf-8")) if "loss" in record]
         first, last = (losses[0][0], losses[-1][-1]) if losses else (0.0, 0.0)
+        # A script may train several models: the loss of one of them must fall.
+        fell = last < first or any(epochs[-1] < epochs[0] for epochs in losses)
         lines = [line for line in done.stdout.replace("\x08", "").splitlines() if line.strip()]
         shown = f"loss {first:.4g} -> {last:.4g}; {lines[-1].strip() if lines else ''}"
-        fell = last < first or (len(losses) == 1 and len(losses[0]) == 1)
         return Outcome(program.script, "passed" if fell or not program.learns else "failed", seconds, shown)
