@@ -38,7 +38,7 @@ class Memory(Division):
         tail = f", {flags}" if flags else ""
         text = f"load {kind}, ptr {address.name}, align {self._align(dtype, align)}{tail}"
         if dtype == "bool":
-            return self._as_bool(self.fresh(text, "uint8", lanes))
+            return self.as_bool(self.fresh(text, "uint8", lanes))
         return self.fresh(text, dtype, lanes)
 
     def store(self, value: Value, address: Value, align: int | None = None, flags: str = "") -> None:
@@ -48,7 +48,8 @@ class Memory(Division):
         place = f"ptr {address.name}, align {self._align(value.dtype, align)}{tail}"
         self.line(f"store {type_of(held)} {held.name}, {place}")
 
-    def _as_bool(self, byte: Value) -> Value:
+    def as_bool(self, byte: Value) -> Value:
+        """Bools from the bytes that hold them in memory."""
         return self.icmp("ne", byte, self.const_like(0, byte))
 
     def _as_memory(self, value: Value) -> Value:
@@ -82,7 +83,7 @@ class Memory(Division):
         self.declare(name, f"declare {kind} @{name}(ptr, i32 immarg, <{lanes} x i1>, {kind})")
         args = f"ptr {address.name}, i32 {size}, {type_of(mask)} {mask.name}, {kind} {rest.name}"
         got = self.fresh(f"call {kind} @{name}({args})", inner, lanes)
-        return self._as_bool(got) if dtype == "bool" else got
+        return self.as_bool(got) if dtype == "bool" else got
 
     def masked_store(self, value: Value, address: Value, mask: Value, align: int | None = None) -> None:
         """Write neighboring elements where the mask holds and nothing elsewhere."""
@@ -112,7 +113,7 @@ class Memory(Division):
         self.declare(name, f"declare {kind} @{name}({pointers}, i32 immarg, <{lanes} x i1>, {kind})")
         args = f"{pointers} {addresses.name}, i32 {self._align(dtype, None)}, {type_of(held)} {held.name}, "
         got = self.fresh(f"call {kind} @{name}({args}{kind} {rest.name})", inner, lanes)
-        return self._as_bool(got) if dtype == "bool" else got
+        return self.as_bool(got) if dtype == "bool" else got
 
     def scatter(self, value: Value, addresses: Value, mask: Value | None = None) -> None:
         """Write one element to each address, lane 0 first, so that the last of equal addresses stays."""

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from graphkb.codegen.builder import Builder, Value
+from graphkb.codegen.emit_values import Sizes, State, Values
 from graphkb.codegen.loops import (
     Accumulator,
-    Affine,
-    Apply,
-    Buffer,
     Combine,
-    Const,
     Deposit,
     For,
     IndexValue,
+    Interleave,
     Kernel,
     Load,
     Lookup,
@@ -22,22 +20,17 @@ from graphkb.codegen.loops import (
     Reduce,
     Result,
     Running,
-    SizeValue,
     Stmt,
     Store,
+    Tile,
     Var,
     expressions,
     operands_of,
     walk,
 )
-from graphkb.codegen.scalar_ops import emit_op
 from graphkb.codegen.schedule import work_of
-from graphkb.ir.dims import Apply as DimApply
-from graphkb.ir.dims import Dim, Expr, Symbol
+from graphkb.codegen.shuffles import transpose_tile
 from graphkb.ir.types import FLOATS
-
-# An accumulator's registers: its value, and for argmax and argmin the position of that value.
-State = tuple[Value, ...]
 
 # Above this cost a loop masks every round rather than repeat its body for the rest.
 _MASK_EVERY_ROUND = 30
@@ -53,45 +46,6 @@ def emit_kernel(b: Builder, kernel: Kernel) -> None:
         sizes = dict(zip(kernel.symbols, values[count:]))
         Body(b, pointers, sizes).run(kernel.body)
         b.ret()
-
-
-class Sizes:
-    """Evaluates dims to 64-bit integers inside one function."""
-
-    def __init__(self, b: Builder, symbols: dict[Symbol, Value]) -> None:
-        self.b = b
-        self.symbols = symbols
-
-    def value(self, dim: Dim) -> Value:
-        b = self.b
-        if not isinstance(dim, Expr):
-            return b.const(int(dim), "int64")
-        total: Value | None = None
-        for monomial, factor in sorted(dim.terms, key=str):
-            product: Value | None = None
-            for atom, power in monomial:
-                one = self._atom(atom)
-                for _ in range(power):
-                    product = one if product is None else b.imul(product, one)
-            scale = b.const(factor, "int64")
-            term = scale if product is None else product if factor == 1 else b.imul(product, scale)
-            total = term if total is None else b.iadd(total, term)
-        assert total is not None
-        return total
-
-    def _atom(self, atom: Symbol | DimApply) -> Value:
-        if isinstance(atom, Symbol):
-            return self.symbols[atom]
-        args = [self.value(a) for a in atom.args]
-        combine: dict[str, Callable[[Value, Value], Value]] = {
-            "floordiv": self.b.floor_divide,
-            "max": self.b.maximum,
-            "min": self.b.minimum,
-        }
-        result = args[0]
-        for arg in args[1:]:
-            result = combine[atom.fn](result, arg)
-        return result
 
 
 def identity(op: str, dtype: str) -> float | int | bool:
@@ -120,22 +74,8 @@ def identity(op: str, dtype: str) -> float | int | bool:
             raise AssertionError(f"unknown reduction {other}")
 
 
-class Body:
+class Body(Values):
     """The statements of one kernel, written in order."""
-
-    def __init__(self, b: Builder, pointers: dict[int, Value], sizes: dict[Symbol, Value]) -> None:
-        self.b = b
-        self.pointers = pointers
-        self.sizes = Sizes(b, sizes)
-        self.vars: dict[Var, Value] = {}
-        # The loop that runs as a vector, its length, and which lanes count (None: all).
-        self.vector: Var | None = None
-        self.lanes = 1
-        self.mask: Value | None = None
-        self.states: dict[Accumulator, State] = {}
-        self.results: dict[Accumulator, Value] = {}
-        # Values at hand, innermost scope last: what a loop body computes is unknown after it.
-        self.scopes: list[dict[LoopExpr, Value]] = [{}]
 
     def run(self, body: Sequence[Stmt]) -> None:
         for statement in body:
@@ -150,127 +90,87 @@ class Body:
                     self._store(statement)
                 case Deposit():
                     self._deposit(statement)
+                case Tile():
+                    self._tile(statement)
+                case Interleave():
+                    self._interleave(statement)
 
-    # ------------------------------------------------------------------ expressions
-    def value(self, expr: LoopExpr) -> Value:
-        for scope in reversed(self.scopes):
-            if expr in scope:
-                return scope[expr]
-        made = self._make(expr)
-        self.scopes[-1][expr] = made
-        return made
+    # ------------------------------------------------------------------ squares
+    def _tile(self, tile: Tile) -> None:
+        """Squares first, then what is left over at the right and at the bottom, element by element."""
+        b, lanes = self.b, tile.lanes
+        zero = b.const(0, "int64")
+        (rows, whole_rows), (columns, whole_columns) = map(self._whole, (tile.outer, tile.inner), (lanes, lanes))
+        self._hoist(tile.body, tile.inner, tile.outer)
 
-    def _make(self, expr: LoopExpr) -> Value:
-        b = self.b
-        match expr:
-            case Const(value=value, dtype=dtype):
-                return b.const(value, dtype)
-            case SizeValue(dim=dim, dtype=dtype):
-                return b.cast(self.sizes.value(dim), dtype)
-            case IndexValue(index=index, dtype=dtype):
-                return b.cast(self._positions(index), dtype)
-            case Load():
-                return self._load(expr)
-            case Lookup():
-                return self._lookup(expr)
-            case Running(accumulator=accumulator):
-                return self.states[accumulator][0]
-            case Result(accumulator=accumulator):
-                return self.results[accumulator]
-            case Apply(op=op, args=args, dtype=dtype):
-                return emit_op(b, op, [self.value(a) for a in args], dtype)
+        def across(begin: Value, end: Value, step: int, run: Callable[[], None]) -> Callable[[], None]:
+            return lambda: self._plain_loop(tile.inner, begin, end, step, run)
 
-    def _index(self, index: Affine) -> Value:
-        """The index at the first lane."""
-        b = self.b
-        total = self.sizes.value(index.offset)
-        plain = index.offset == 0
-        for var, factor in index.terms:
-            at = self.vars[var]
-            term = at if factor == 1 else b.imul(at, self.sizes.value(factor))
-            total, plain = (term if plain else b.iadd(total, term)), False
-        return total
+        def element() -> None:
+            self.run(tile.body)
 
-    def _step(self, index: Affine) -> Dim:
-        """How far the index moves from lane to lane."""
-        return index.factor(self.vector) if self.vector is not None else 0
+        loops = [(tile.outer, whole_rows), (tile.inner, whole_columns)]
+        (first, until), (second, end) = loops if tile.along == tile.inner else reversed(loops)
 
-    def _positions(self, index: Affine) -> Value:
-        """The index in every lane."""
-        b, step, first = self.b, self._step(index), self._index(index)
-        if step == 0 or self.lanes == 1:
-            return first
-        offsets = b.imul(b.iota("int64", self.lanes), b.splat(self.sizes.value(step), self.lanes))
-        return b.iadd(b.splat(first, self.lanes), offsets)
+        def squares() -> None:
+            self._plain_loop(second, zero, end, lanes, lambda: self._square(tile))
 
-    def address_of(self, buffer: Buffer, index: Affine) -> Value:
-        """The address of an element, in a vector loop that of the first lane."""
-        return self.b.gep(self.pointers[buffer.position], self._index(index), buffer.dtype)
+        self._plain_loop(first, zero, until, lanes, squares)
+        if whole_columns != columns:
+            self._plain_loop(tile.outer, zero, whole_rows, 1, across(whole_columns, columns, 1, element))
+        if whole_rows != rows:
+            self._plain_loop(tile.outer, whole_rows, rows, 1, across(zero, columns, 1, element))
 
-    def _load(self, load: Load) -> Value:
-        b, dtype, base = self.b, load.buffer.dtype, self.pointers[load.buffer.position]
-        step = self._step(load.index)
-        if step == 0 or self.lanes == 1:
-            return b.load(self.address_of(load.buffer, load.index), dtype)
-        if step == 1:
-            address = self.address_of(load.buffer, load.index)
-            if self.mask is not None:
-                return b.masked_load(address, dtype, self.mask)
-            return b.load(address, dtype, self.lanes)
-        if step == -1 and self.mask is None:
-            first = b.isub(self._index(load.index), b.const(self.lanes - 1, "int64"))
-            forward = b.load(b.gep(base, first, dtype), dtype, self.lanes)
-            return b.shuffle(forward, None, range(self.lanes - 1, -1, -1))
-        return b.gather(b.gep(base, self._positions(load.index), dtype), dtype, self.mask)
+    def _whole(self, var: Var, lanes: int) -> tuple[Value, Value]:
+        """The length of a loop, and the part of it that whole vectors cover."""
+        b, extent = self.b, self.sizes.value(var.extent)
+        if isinstance(var.extent, int):
+            return extent, b.const(var.extent // lanes * lanes, "int64")
+        step = b.const(lanes, "int64")
+        return extent, b.imul(b.sdiv(extent, step), step)
 
-    def _lookup(self, lookup: Lookup) -> Value:
-        b, dtype, step = self.b, lookup.buffer.dtype, self._step(lookup.index)
-        moved = self._moved(self.value(lookup.position), lookup.step)
-        if moved.lanes == 1 and (self.lanes == 1 or step in (0, 1)):
-            address = b.gep(self.address_of(lookup.buffer, lookup.index), moved, dtype)
-            if step == 0 or self.lanes == 1:
-                return b.load(address, dtype)
-            return b.load(address, dtype, self.lanes) if self.mask is None else b.masked_load(address, dtype, self.mask)
-        places = b.splat(self._positions(lookup.index), self.lanes)
-        places = b.iadd(places, b.splat(moved, self.lanes))
-        return b.gather(b.gep(self.pointers[lookup.buffer.position], places, dtype), dtype, self.mask)
+    def _plain_loop(self, var: Var, begin: Value, end: Value, step: int, run: Callable[[], None]) -> None:
+        def body(index: Value) -> None:
+            self.vars[var] = index
+            self.scopes.append({})
+            run()
+            self.scopes.pop()
 
-    def _moved(self, position: Value, step: Dim) -> Value:
-        """How far a position lies from position 0, in elements."""
-        return position if step == 1 else self.b.imul(position, self.b.splat(self.sizes.value(step), position.lanes))
+        self.b.loop(begin, end, step, body, hint=var.name)
 
-    def _deposit(self, deposit: Deposit) -> None:
-        b, dtype = self.b, deposit.buffer.dtype
-        value = b.splat(self.value(deposit.value), self.lanes)
-        moved = self._moved(b.extract(self.value(deposit.position), 0), deposit.step)
-        address = b.gep(self.address_of(deposit.buffer, deposit.index), moved, dtype)
-        op = "any" if dtype == "bool" else "sum"
-        if self.mask is None:
-            b.store(self._merge(op, b.load(address, dtype, self.lanes), value), address)
-        else:
-            b.masked_store(self._merge(op, b.masked_load(address, dtype, self.mask), value), address, self.mask)
-
-    def _store(self, store: Store) -> None:
-        b, base = self.b, self.pointers[store.buffer.position]
-        value = self.value(store.value)
-        step = self._step(store.index)
-        if step == 0 or self.lanes == 1:
-            b.store(b.extract(value, 0), self.address_of(store.buffer, store.index))
-            return
-        value = b.splat(value, self.lanes)
-        if step == 1:
-            address = self.address_of(store.buffer, store.index)
-            if self.mask is not None:
-                b.masked_store(value, address, self.mask)
-            else:
-                b.store(value, address)
-            return
-        b.scatter(value, b.gep(base, self._positions(store.index), value.dtype), self.mask)
+    def _square(self, tile: Tile) -> None:
+        b, lanes = self.b, tile.lanes
+        corner = self.vars[tile.outer], self.vars[tile.inner]
+        shifts = [b.const(i, "int64") for i in range(lanes)]
+        columns: dict[LoopExpr, list[Value]] = {}
+        for expr in expressions(tile.body):
+            if isinstance(expr, Load) and expr.index.factor(tile.outer) == 1 and expr.index.factor(tile.inner) != 0:
+                rows = []
+                for shift in shifts:
+                    self.vars[tile.inner] = b.iadd(corner[1], shift)
+                    held = "uint8" if expr.dtype == "bool" else expr.dtype
+                    rows.append(b.load(self.address_of(expr.buffer, expr.index), held, lanes))
+                turned = transpose_tile(b, rows)
+                columns[expr] = [b.as_bool(v) for v in turned] if expr.dtype == "bool" else turned
+        self.vars[tile.inner] = corner[1]
+        self.vector, self.lanes = tile.inner, lanes
+        for i, shift in enumerate(shifts):
+            self.vars[tile.outer] = b.iadd(corner[0], shift)
+            self.scopes.append({expr: values[i] for expr, values in columns.items()})
+            self.run(tile.body)
+            self.scopes.pop()
+        self.vector, self.lanes = None, 1
+        self.vars[tile.outer] = corner[0]
 
     # ------------------------------------------------------------------ loops
-    def _hoist(self, body: Sequence[Stmt], var: Var) -> None:
-        """Compute before a loop what its body needs and the loop does not change."""
-        inner = {s.var for s in walk(body) if isinstance(s, For)} | {var}
+    def _hoist(self, body: Sequence[Stmt], *variables: Var) -> None:
+        """Compute before loops what their body needs and the loops do not change."""
+        inner = set(variables)
+        for statement in walk(body):
+            if isinstance(statement, For):
+                inner.add(statement.var)
+            elif isinstance(statement, Tile):
+                inner |= {statement.outer, statement.inner}
         pending = {s.accumulator for s in walk(body) if isinstance(s, Reduce)}
         varies: set[LoopExpr] = set()
         for expr in expressions(body):
@@ -386,24 +286,6 @@ class Body:
         at = b.splat(self._positions(combine.position), lanes)
         better = self._better(accumulator.op, value, state[0])
         self.states[accumulator] = (b.select(better, value, state[0]), b.select(better, at, state[1]))
-
-    def _merge(self, op: str, x: Value, y: Value) -> Value:
-        b = self.b
-        match op:
-            case "sum":
-                return b.add(x, y)
-            case "prod":
-                return b.mul(x, y)
-            case "max":
-                return b.or_(x, y) if x.dtype == "bool" else b.maximum(x, y)
-            case "min":
-                return b.and_(x, y) if x.dtype == "bool" else b.minimum(x, y)
-            case "any":
-                return b.or_(x, y)
-            case "all":
-                return b.and_(x, y)
-            case other:
-                raise AssertionError(f"unknown reduction {other}")
 
     def _better(self, op: str, x: Value, than: Value) -> Value:
         """Whether x replaces the best so far: strictly better, or the first NaN."""

@@ -2,7 +2,7 @@
 
     kernel  = buffers, statements
     stmt    = For(var, body) | Reduce(accumulator, body) | Combine(accumulator, expr) | Store(buffer, index, expr)
-            | Deposit(buffer, index, step, expr, expr)
+            | Deposit(buffer, index, step, expr, expr) | Tile(var, var, store) | Interleave(stores)
     expr    = Const | SizeValue | IndexValue | Load | Lookup(buffer, index, step, expr) | Apply(op, exprs)
             | Running(accumulator) | Result(accumulator)
     index   = an affine function of loop variables
@@ -224,7 +224,28 @@ class Deposit:
     value: LoopExpr
 
 
-Stmt: TypeAlias = For | Combine | Reduce | Store | Deposit
+@dataclass(frozen=True, eq=False, slots=True)
+class Tile:
+    """Both loops over a store, in squares of `lanes`; what runs along the outer one is transposed in registers.
+
+    The squares go along one of the two variables first.
+    """
+
+    outer: Var
+    inner: Var
+    body: tuple[Store]
+    lanes: int
+    along: Var
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Interleave:
+    """Stores whose places are neighbors, in a vector loop in which they step over one another."""
+
+    stores: tuple[Store, ...]
+
+
+Stmt: TypeAlias = For | Combine | Reduce | Store | Deposit | Tile | Interleave
 
 
 class NativeKernel(Protocol):
@@ -279,6 +300,8 @@ class Kernel:
             match statement:
                 case For(var=var):
                     found |= free_symbols(var.extent)
+                case Tile(outer=outer, inner=inner):
+                    found |= free_symbols(outer.extent) | free_symbols(inner.extent)
                 case Store(index=index):
                     found |= _affine_symbols(index)
                 case Deposit(index=index, step=step):
@@ -344,8 +367,10 @@ def walk(body: Iterable[Stmt]) -> Iterator[Stmt]:
     """Every statement, outer ones first."""
     for statement in body:
         yield statement
-        if isinstance(statement, For | Reduce):
+        if isinstance(statement, For | Reduce | Tile):
             yield from walk(statement.body)
+        elif isinstance(statement, Interleave):
+            yield from walk(statement.stores)
 
 
 def expressions(body: Iterable[Stmt]) -> Iterator[LoopExpr]:

@@ -12,6 +12,7 @@ from graphkb.codegen.loops import (
     Deposit,
     For,
     IndexValue,
+    Interleave,
     Kernel,
     Load,
     Lookup,
@@ -22,6 +23,7 @@ from graphkb.codegen.loops import (
     SizeValue,
     Stmt,
     Store,
+    Tile,
     expressions,
     operands_first,
     operands_of,
@@ -63,6 +65,14 @@ def signature(kernel: Kernel) -> str:
                 case For(var=var, body=inner, lanes=lanes):
                     rows.append(f"for {var.name} {var.extent} {lanes} {{")
                     visit(inner)
+                    rows.append("}")
+                case Tile(outer=outer, inner=var, body=inner, lanes=lanes, along=along):
+                    rows.append(f"tile {outer.name} {outer.extent} {var.name} {var.extent} {lanes} {along.name} {{")
+                    visit(inner)
+                    rows.append("}")
+                case Interleave(stores=stores):
+                    rows.append("interleave {")
+                    visit(stores)
                     rows.append("}")
                 case Reduce(accumulator=acc, body=inner):
                     rows.append(f"reduce {acc.name} {acc.op} {acc.dtype} {{")
@@ -126,6 +136,12 @@ def _format_body(
             case For(var=var, body=inner, lanes=lanes):
                 lines.append(f"{indent}for {var.name} < {var.extent}{f' vector {lanes}' if lanes > 1 else ''}:")
                 _format_body(inner, indent + "  ", lines, uses, names)
+            case Tile(outer=outer, inner=var, body=inner, lanes=lanes, along=along):
+                loops = f"{outer.name} < {outer.extent}, {var.name} < {var.extent}"
+                lines.append(f"{indent}for {loops} transposed {lanes} x {lanes} along {along.name}:")
+                _format_body(inner, indent + "  ", lines, uses, names)
+            case Interleave(stores=stores):
+                _format_body(stores, indent, lines, uses, names)
             case Reduce(accumulator=acc, body=inner):
                 lines.append(f"{indent}{acc.name}: {acc.dtype} = {acc.op} of")
                 _format_body(inner, indent + "  ", lines, uses, names)

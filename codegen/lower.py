@@ -26,7 +26,9 @@ from graphkb.codegen.loops import (
 )
 from graphkb.codegen.reading import REDUCTIONS, Reader, accumulator_dtype, along, as_dtype, linear, strides
 from graphkb.codegen.schedule import (
+    MOST_NEIGHBORS,
     collapse,
+    interleave,
     nest,
     replace_expr,
     schedule_deposit,
@@ -189,11 +191,31 @@ def _lower_concatenate(root: Node, named: dict[Node, Buffer], out: Buffer, targe
     axis = root.attrs["axis"]
     steps = strides(root.shape)
     offset: Dim = 0
-    statements: list[Stmt] = []
+    statements: list[Stmt] = _interleave(root, named, out, target)
+    if statements:
+        return statements
     for x in root.inputs:
         statements += _lower_nest(x, named, out, Affine((), offset), steps, target)
         offset = offset + x.shape[axis] * steps[axis]
     return statements
+
+
+def _interleave(root: Node, named: dict[Node, Buffer], out: Buffer, target: Target) -> list[Stmt]:
+    """Few columns joined along the last axis, as one nest that stores them side by side; else nothing."""
+    width = root.shape[-1] if root.ndim else 0
+    few = isinstance(width, int) and width <= MOST_NEIGHBORS and root.ndim > 1 and root.type.size != width
+    if not few or root.attrs["axis"] != root.ndim - 1 or not target.vector_bits or 0 in root.shape:
+        return []
+    reader = Reader(named)
+    axes = [Var(f"i{axis}", n) for axis, n in enumerate(root.shape[:-1])]
+    index = tuple(map(along, axes))
+    stores: list[Stmt] = []
+    for x in root.inputs:
+        for column in range(x.shape[-1]):
+            at = linear(root.shape, (*index, Affine((), len(stores))))
+            stores.append(Store(out, at, reader.read(x, (*index, Affine((), column)))))
+    kept, stores = collapse([v for v in axes if v.extent != 1], stores)
+    return interleave(kept, [s for s in stores if isinstance(s, Store)], [], target)
 
 
 def _lower_product(

@@ -13,6 +13,7 @@ from graphkb.codegen.loops import (
     Deposit,
     For,
     IndexValue,
+    Interleave,
     Load,
     Lookup,
     LoopExpr,
@@ -20,6 +21,7 @@ from graphkb.codegen.loops import (
     Result,
     Stmt,
     Store,
+    Tile,
     Var,
     affine,
     expressions,
@@ -36,6 +38,11 @@ SHORT = 1024
 # Rows of at least this length are reduced in sweeps over memory, so many rows at a time (a power of two).
 _LONG_ROW = 1024
 _ROWS = 8
+# The side of the squares that are transposed in registers, and the number of stores that are interleaved, at most.
+_TILE = 16
+MOST_NEIGHBORS = 4
+# The cost up to which the body of such a loop is written out.
+_UNROLLED = 256
 # The element-wise op that combines two values of a reduction.
 _OPERATIONS = {
     "sum": "add", "prod": "mul", "max": "maximum", "min": "minimum", "any": "logical_or", "all": "logical_and",
@@ -95,6 +102,8 @@ def substitute(statements: Sequence[Stmt], new: dict[Var, Affine]) -> list[Stmt]
                 return Reduce(acc, tuple(map(visit, body)))
             case For(var=var, body=body, lanes=lanes):
                 return For(var, tuple(map(visit, body)), lanes)
+            case Tile() | Interleave():
+                raise AssertionError("loops are substituted before they are scheduled")
 
     return [visit(s) for s in statements]
 
@@ -175,9 +184,56 @@ def vector_length(statements: Sequence[Stmt], extent: Dim, target: Target, unrol
 def schedule_map(axes: list[Var], statements: list[Stmt], target: Target) -> list[Stmt]:
     if not axes:
         return statements
+    moved = _transposed(axes, statements, target)
+    if moved is not None:
+        return moved
     lanes = vector_length(statements, axes[-1].extent, target, lambda w: 1 if w.cost > 60 else 2 if w.cost > 4 else 4)
     body: tuple[Stmt, ...] = (For(axes[-1], tuple(statements), lanes),)
     return list(nest(axes[:-1], body))
+
+
+def _transposed(axes: list[Var], statements: list[Stmt], target: Target) -> list[Stmt] | None:
+    """The schedule of a store whose operands run along another loop than the result does; None where none does."""
+    if len(statements) != 1 or len(axes) < 2 or not target.vector_bits:
+        return None
+    (store,) = statements
+    inner = axes[-1]
+    if not isinstance(store, Store) or store.index.factor(inner) != 1:
+        return None
+    loads = [e for e in expressions(statements) if isinstance(e, Load)]
+    strided = [e for e in loads if e.index.factor(inner) not in (0, 1, -1)]
+    across = [v for v in axes[:-1] if any(e.index.factor(v) == 1 for e in strided)]
+    if not strided or not across:
+        return None
+    outer = max(across, key=lambda v: sum(e.index.factor(v) == 1 for e in strided))
+    work = work_of(statements)
+    rest = [v for v in axes[:-1] if v is not outer]
+    if isinstance(inner.extent, int) and inner.extent <= MOST_NEIGHBORS:
+        if 0 < inner.extent == store.index.factor(outer) and work.cost * inner.extent <= _UNROLLED:
+            return interleave([outer], [store_at(store, inner, j) for j in range(inner.extent)], rest, target)
+        return None
+    lanes = min(_TILE, target.vector_bits // max(NUMPY_DTYPE[e.dtype].itemsize * 8 for e in strided))
+    for var in (outer, inner):
+        while isinstance(var.extent, int) and lanes > 2 and var.extent % lanes * 4 > var.extent:
+            lanes //= 2
+    if lanes < 4 or work.cost * lanes > _UNROLLED:
+        return None
+    # Along the longer loop memory is read and written in fewer, longer streams.
+    longer = isinstance(outer.extent, int) and isinstance(inner.extent, int) and outer.extent > inner.extent
+    return list(nest(rest, (Tile(outer, inner, (store,), lanes, outer if longer else inner),)))
+
+
+def store_at(store: Store, var: Var, value: int) -> Store:
+    """The store in one round of a loop."""
+    (moved,) = substitute([store], {var: Affine((), value)})
+    assert isinstance(moved, Store)
+    return moved
+
+
+def interleave(axes: list[Var], stores: list[Store], outer: list[Var], target: Target) -> list[Stmt]:
+    """Stores to neighboring places, with a vector loop along the last axis that takes them all at once."""
+    lanes = vector_length(stores, axes[-1].extent, target, lambda w: 1)
+    return list(nest([*outer, *axes[:-1]], (For(axes[-1], (Interleave(tuple(stores)),), lanes),)))
 
 
 def schedule_deposit(axes: list[Var], deposit: Deposit, target: Target) -> list[Stmt]:

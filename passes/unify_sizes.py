@@ -69,6 +69,10 @@ def _meetings(node: Node) -> Iterator[tuple[Dim, Dim]]:
             x, kernel = node.inputs
             n = len(attrs["strides"])
             yield from ((x.shape[-1], kernel.shape[-2]), *zip(x.shape[n + 1 : -1], kernel.shape[n:-2]))
+        case "scatter_add":
+            updates, indices = node.inputs
+            axis, dims = attrs["axis"], attrs["shape"]
+            yield from zip(updates.shape, (*dims[:axis], *indices.shape, *dims[axis + 1 :]))
         case "concatenate":
             for operand in node.inputs[1:]:
                 pairs = enumerate(zip(node.inputs[0].shape, operand.shape))

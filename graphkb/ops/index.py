@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphkb.ir.dims import Dim, Shape, show_shape
-from graphkb.ir.errors import DTypeError, ShapeError
+from graphkb.ir.errors import DTypeError, PositionError, ShapeError
 from graphkb.ir.leaves import Array
 from graphkb.ir.node import Node, make
 from graphkb.ir.op import define
@@ -25,7 +25,7 @@ def _infer_gather(x: TensorType, indices: TensorType, axis: int) -> TensorType:
 def _check_indices(name: str, indices: Array, n: int) -> None:
     if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= n):
         bad = indices[(indices < 0) | (indices >= n)].flat[0]
-        raise IndexError(f"{name}: index {int(bad)} is out of range for an axis of {n}")
+        raise PositionError(f"{name}: index {int(bad)} is out of range for an axis of {n}")
 
 
 def _numpy_gather(x: Array, indices: Array, axis: int) -> Array:
@@ -40,7 +40,7 @@ GATHER = define(
     infer=_infer_gather,
     numpy=_numpy_gather,
     vjp=lambda g, y, x, i, axis: (scatter_add(g, i, axis, x.shape), None),
-    doc="Slices of the first operand along an axis, at the positions that the second holds; IndexError out of range.",
+    doc="Slices of the first operand along an axis, at the positions that the second holds; PositionError out of range.",
 )
 
 
@@ -79,7 +79,7 @@ SCATTER_ADD = define(
 
 GUARD = define(
     "guard",
-    kind="index",
+    kind="view",
     infer=lambda indices, bad: indices,
     numpy=lambda indices, bad: indices,
     vjp=lambda g, y, indices, bad: (None, None),
