@@ -325,3 +325,20 @@ def test_a_bound_learning_phase_leaves_only_its_branch() -> None:
     f([np.ones((2, 3)), 0])
     assert "sin" in f.dump()
     assert "exp" not in f.dump()
+
+
+def test_texts_go_through_functions_unchanged() -> None:
+    text, x = K.placeholder((), dtype="string", name="text"), K.placeholder((2,))
+    assert K.function([text], [K.identity(text)])([b"test"]) == [b"test"]
+    f = K.function([x, text], [x + 1, text])
+    assert [np.asarray(value).tolist() for value in f([[1, 2], "word"])] == [[2.0, 3.0], "word"]
+    assert K.function([text], text)(["alone"]) == "alone"
+    words = K.placeholder((None,), dtype="string")
+    assert K.function([words], [words])([["a", "b"]])[0].tolist() == ["a", "b"]
+    for bad in ([1, "w"], [[1, 2], 3], [[1, 2], ["a"]], [[1, 2]], 1):
+        with pytest.raises(ValueError, match=r"expected|texts"):
+            f(bad)
+    with pytest.raises(ValueError, match="is needed but is not among the inputs"):
+        K.function([x], [text])
+    with pytest.raises(TypeError):
+        text + 1

@@ -48,7 +48,8 @@ def placeholder(
         shape: sizes; None for one that may differ from call to call.
         ndim: the number of axes, all of unknown size, where no shape is given. With neither, as `shape=(None)` has
             it, the placeholder is a vector of unknown length.
-        dtype: a dtype name; None takes `floatx()`.
+        dtype: a dtype name; None takes `floatx()`. "string" makes a placeholder of texts, which `identity` and
+            functions hand through.
         sparse: whether it is a sparse matrix, of two sizes. Functions take SciPy matrices and arrays for it.
         name: for errors and dumps.
 
@@ -68,6 +69,11 @@ def placeholder(
         shape = (None,) * (1 if ndim is None else to_count("placeholder", "ndim", ndim))
     if isinstance(shape, (int, np.integer)):
         raise TypeError(f"placeholder: expected a shape such as ({shape},), not the integer {shape}")
+    if dtype == "string":
+        from graphkb.backend.texts import TextTensor
+
+        sizes_or_none = tuple([None if n is None else int(n) for n in size_list(shape, "placeholder")])
+        return TextTensor(sizes_or_none, unique_name("placeholder") if name is None else _scoped(name))  # type: ignore[return-value]
     prefix = unique_name("placeholder") if name is None else _scoped(name)
     label = "x" if name is None else name
     sizes: list[Dim] = []
@@ -304,6 +310,11 @@ def identity(x: Any, name: str | None = None) -> Tensor:
     >>> K.identity(x) is x
     False
     """
+    if getattr(x, "dtype", None) == "string":
+        from graphkb.backend.texts import TextTensor
+
+        if isinstance(x, TextTensor):
+            return TextTensor(x.shape, x.name if name is None else name, x.source)  # type: ignore[return-value]
     return Tensor(as_node(x), name)
 
 

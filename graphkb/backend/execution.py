@@ -59,6 +59,13 @@ def function(inputs: Sequence[Any], outputs: Any, updates: Sequence[Any] | None 
         raise ValueError(f"function: unknown argument {next(iter(kwargs))!r}; expected inputs, outputs, updates, name")
     if not isinstance(inputs, (list, tuple)):
         raise TypeError(f"function: expected a list of inputs, not {type(inputs).__name__}")
+    listed = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    if any(_is_text(t) for t in (*inputs, *listed)):
+        from graphkb.backend.texts import TextFunction
+
+        number_inputs, number_outputs = ([t for t in ts if not _is_text(t)] for ts in (inputs, listed))
+        numbers = function(number_inputs, number_outputs, updates, name=name)
+        return TextFunction(inputs, listed, listed is not outputs, numbers)  # type: ignore[return-value]
     single = isinstance(outputs, Handle)
     results = [outputs] if single else items("function", "a tensor or a list of tensors as outputs", outputs)
     for what, tensors in (("input", inputs), ("output", results)):
@@ -88,6 +95,10 @@ def function(inputs: Sequence[Any], outputs: Any, updates: Sequence[Any] | None 
         made.lay_out(inputs, single)
     _check_inputs(made)
     return made
+
+
+def _is_text(tensor: Any) -> bool:
+    return type(tensor).__name__ == "TextTensor"
 
 
 def _check_inputs(made: Function) -> None:
