@@ -47,7 +47,8 @@ end:
 
 # Counts its input's value down in the workspace and gives back the count of steps: slow, and it shows shared scratch.
 # `tick` adds one to the bound word, with the same delay between the load and the store. `gate` shows that it has begun
-# in the second bound word, waits for the first one, then gives back its input.
+# in the second bound word, waits for the first one, then gives back its input. `decline` takes even numbers
+# only.
 SLOW = """
 define i32 @spin(ptr %args, ptr %workspace) {
 start:
@@ -127,6 +128,14 @@ define i32 @where_is_workspace(ptr %args, ptr %workspace) {
 
 define i32 @nothing(ptr %args, ptr %workspace) {
   ret i32 0
+}
+
+define i32 @decline(ptr %args, ptr %workspace) {
+  %x.p = load ptr, ptr %args
+  %x = load i64, ptr %x.p
+  %odd = and i64 %x, 1
+  %status = trunc i64 %odd to i32
+  ret i32 %status
 }
 """
 

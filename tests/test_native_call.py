@@ -9,7 +9,7 @@ import pytest
 from native_runs import F4, GOOD, SCALAR, is_slow, slow, spec_of
 
 from graphkb.runtime import native_call
-from graphkb.runtime.native_call import CallSpec, NativeEntry, available, run_context, state_lock
+from graphkb.runtime.native_call import CallSpec, DeclinedError, NativeEntry, available, run_context, state_lock
 
 pytestmark = pytest.mark.skipif(not available()[0], reason=available()[1])
 
@@ -269,6 +269,26 @@ def test_the_slow_path_may_call_the_entry_and_add_to_it():
     endless = NativeEntry(forever)
     with pytest.raises(RecursionError):
         endless.callable([GOOD])
+
+
+@pytest.mark.parametrize("release", [False, True])
+@pytest.mark.parametrize("lock", ["none", "shared", "exclusive"])
+def test_what_the_code_declines_goes_to_the_slow_path(release, lock):
+    spec = spec_of("decline", (SCALAR,), (F4,), lock=lock, release_gil=release)
+    entry = NativeEntry(slow)
+    entry.add(spec)
+    even, odd = np.array(4), np.array(3)
+    before = sys.getrefcount(odd)
+    for _ in range(3):
+        answer = entry.callable([odd])
+        assert is_slow(answer)
+        assert answer[1][0][0] is odd
+        del answer
+        assert [a.shape for a in entry.callable([even])] == [(4,)]
+    assert sys.getrefcount(odd) == before
+    with pytest.raises(DeclinedError):
+        run_context(spec, [odd])
+    assert [a.shape for a in run_context(spec, [even])] == [(4,)]
 
 
 def test_references_stay_balanced():
