@@ -1,7 +1,12 @@
 """Machine code from LLVM text: in this process, as assembly, or as an object file."""
 
+import importlib.util
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+from graphkb.codegen.elf import Image, UnsupportedError
 from graphkb.codegen.target import Target
 
 _ready = False
@@ -94,11 +99,16 @@ def compile_module(text: str, target: Target, level: int = 2) -> Engine:
 def load_object(data: bytes, target: Target, text: str = "", level: int = 2) -> Engine:
     """An engine for an object file that `emit_object` made for this process, without generating code.
 
+    Objects for x86-64 do without LLVM; what that linker does not know goes to LLVM's.
+
     Args:
         data: the object file; damaged data may end the process.
         target: the target that it was made for.
         text, level: what it was made from, for `Engine.assembly`.
     """
+    if target.is_x86:
+        with suppress(UnsupportedError):
+            return Engine(Image(data), text, target, level)
     llvm = _llvm()
     module = llvm.parse_assembly(f'target triple = "{target.triple}"')
     engine = llvm.create_mcjit_compiler(module, _machine(target, 0, "pic", True), use_lmm=True)
@@ -112,10 +122,21 @@ def load_object(data: bytes, target: Target, text: str = "", level: int = 2) -> 
 
 def code_identity(target: Target, level: int) -> str:
     """Everything besides a module's text that decides its object file, as text."""
+    return repr((target, level, _CODE_MODEL, llvm_identity()))
+
+
+@lru_cache(maxsize=1)
+def llvm_identity() -> str:
+    """Which build of LLVM this installation has, found out without loading it."""
+    spec = importlib.util.find_spec("llvmlite")
+    if spec is not None and spec.origin:
+        folder = Path(spec.origin).parent / "binding"
+        files = [(path.name, path.stat()) for path in sorted(folder.glob("*llvmlite.*"))]
+        if files:
+            return repr([(name, found.st_size, found.st_mtime_ns) for name, found in files])
     import llvmlite
 
-    versions = (llvmlite.__version__, *_llvm().llvm_version_info)
-    return repr((target, level, _CODE_MODEL, versions))
+    return repr((llvmlite.__version__, _llvm().llvm_version_info))
 
 
 def emit_object(text: str, target: Target, reloc: str = "pic", level: int = 2) -> bytes:

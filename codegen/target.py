@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 _ITEM_BITS = {
     "float16": 16, "float32": 32, "float64": 64,
@@ -137,8 +136,32 @@ def host_target(name: str = "") -> Target:
     return replace(chosen, triple=host.triple, tune=host.tune)
 
 
-@lru_cache(maxsize=1)
+_host: Target | None = None
+
+
+def known_host() -> Target | None:
+    """What `host_target` found out about this machine, if it has been asked."""
+    return _host
+
+
+def assume_host(name: str, triple: str, tune: str) -> None:
+    """Take a level, triple and processor that were found out earlier for this machine's, which loads no LLVM.
+
+    Raises:
+        KeyError: no target has that name.
+    """
+    global _host
+    _host = replace(TARGETS[name], triple=triple, tune=tune)
+
+
 def _detect() -> Target:
+    global _host
+    if _host is None:
+        _host = _examine_host()
+    return _host
+
+
+def _examine_host() -> Target:
     """The highest level that the processor and operating system of this process support."""
     from llvmlite import binding as llvm
 

@@ -9,6 +9,7 @@ with the folder or a file in it counts as "not there": the code is generated, an
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 import sys
@@ -91,6 +92,48 @@ def compile_kernels(text: str, target: Target, options: Options, level: int = 2)
         _write(folder, key, data, options)
     _engines[key] = engine
     return engine
+
+
+def find_target(options: Options) -> Target:
+    """The target of code for this process, as `host_target(options.target)` gives it.
+
+    What LLVM says about the machine is kept in the folder as well, so that a process whose kernels are all there does
+    not load LLVM, which takes as long as importing NumPy.
+
+    Raises:
+        ValueError: as `host_target` raises it.
+    """
+    from graphkb.codegen.target import assume_host, host_target, known_host
+
+    folder = folder_of(options) if known_host() is None else ""
+    key = _machine_key() if folder else ""
+    if not key:
+        return host_target(options.target)
+    data = _read(folder, key, options)
+    if data is not None:
+        with suppress(ValueError, TypeError, KeyError):
+            assume_host(*json.loads(data))
+    target = host_target(options.target)
+    host = known_host()
+    if data is None and host is not None:
+        _write(folder, key, json.dumps([host.name, host.triple, host.tune]).encode(), options)
+    return target
+
+
+def _machine_key() -> str:
+    """A digest of the processor, as the system describes it, and of the LLVM that judges it; "" where it does not."""
+    from graphkb.codegen.engine import llvm_identity
+
+    try:
+        with open("/proc/cpuinfo", "rb") as file:
+            first = file.read(16384).partition(b"\n\n")[0]
+    except OSError:
+        return ""
+    telling = (b"vendor_id", b"cpu family", b"model", b"stepping", b"flags")
+    lines = [line for line in first.splitlines() if line.startswith(telling)]
+    if not any(line.startswith(b"flags") for line in lines):
+        return ""
+    return hashlib.sha256(repr((_FORMAT, os.uname().machine, llvm_identity(), lines)).encode()).hexdigest()
 
 
 def folder_of(options: Options) -> str:

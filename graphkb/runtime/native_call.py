@@ -337,11 +337,11 @@ class _Native:
     """The compiled entry with its table; made once in a process and never freed."""
 
     def __init__(self) -> None:
-        from graphkb.codegen.target import host_target
-        from graphkb.runtime.kernel_cache import compile_kernels
+        from graphkb.runtime.kernel_cache import compile_kernels, find_target
 
         text = ir.emit_entry(calibrate())
-        self._engine = compile_kernels(text, host_target(), current())
+        options = current()
+        self._engine = compile_kernels(text, find_target(options), options)
         self._memory = np.zeros(ir.TABLE_WORDS + WORKSPACE_ALIGNMENT // ir.WORD, np.int64)
         self._table = _aligned(self._memory)
         start = (self._table - _address(self._memory)) // ir.WORD

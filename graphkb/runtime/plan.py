@@ -309,10 +309,10 @@ def make_plan(graph: Graph, options: Options) -> Plan:
     if importlib.util.find_spec("llvmlite") is None:
         return Plan(graph, "llvmlite is not installed: nothing is compiled")
     from graphkb.codegen.program import interpreted_nodes
-    from graphkb.codegen.target import host_target
     from graphkb.passes.fuse import Fuse
+    from graphkb.runtime.kernel_cache import find_target
 
-    target = host_target(options.target)
+    target = find_target(options)
     fused = Fuse().apply(graph)
     if not interpreted_nodes(fused):
         return NativePlan(graph, fused, target, options)
