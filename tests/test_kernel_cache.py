@@ -19,12 +19,12 @@ import pytest
 
 from graphkb import backend as K
 from graphkb import options
-from graphkb.codegen import engine
+from graphkb.codegen import engine, target
 from graphkb.codegen.engine import Engine
 from graphkb.codegen.target import TARGETS, host_target
 from graphkb.runtime import kernel_cache
 from graphkb.runtime.function import Function
-from graphkb.runtime.kernel_cache import cache_state, compile_kernels
+from graphkb.runtime.kernel_cache import cache_state, compile_kernels, find_target
 from graphkb.runtime.options import Options
 from graphkb.runtime.plan import NativePlan
 
@@ -337,9 +337,31 @@ def test_the_second_process_generates_nothing(folder: Path) -> None:
     again, told = run(NO_CODE_GENERATION + PROGRAM, folder)
     assert (told.count(": miss "), told.count(": hit ")) == (0, 3)
     assert again == out
+    if sys.platform == "linux" and TARGET.is_x86:
+        loaded, _ = run(PROGRAM + "import sys\nprint('llvmlite' in sys.modules)", folder)
+        assert loaded == out + "False\n"
     off, told = run(PROGRAM, folder, GRAPHKB_CACHE="off")
     assert (told.count(": miss "), told.count(": hit ")) == (3, 0)
     assert off == out
+
+
+@pytest.mark.parametrize("kept", [b"", b"[1, 2]", b'["pdp11", "", ""]', b'{"name": 3}'])
+def test_a_wrong_record_of_the_machine_is_not_believed(
+    kept: bytes, folder: Path, chosen: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "_host", None)
+    assert find_target(chosen) == TARGET
+    (record,) = entries(folder)
+    good = record.read_bytes()
+    kernel_cache._write(str(folder), record.stem, kept, chosen)
+    assert record.read_bytes() != good
+    monkeypatch.setattr(target, "_host", None)
+    assert find_target(chosen) == TARGET
+    assert record.read_bytes() == good
+    monkeypatch.setattr(target, "_host", None)
+    monkeypatch.setattr(target, "_examine_host", lambda: pytest.fail("the record is not used"))
+    assert find_target(chosen) == TARGET
+    assert find_target(replace(chosen, target="x86-64")).name == "x86-64"
 
 
 def test_concurrent_writers_and_a_kill_in_mid_write(folder: Path) -> None:

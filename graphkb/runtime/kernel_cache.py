@@ -113,9 +113,10 @@ def find_target(options: Options) -> Target:
     if data is not None:
         with suppress(ValueError, TypeError, KeyError):
             assume_host(*json.loads(data))
+    believed = known_host() is not None
     target = host_target(options.target)
     host = known_host()
-    if data is None and host is not None:
+    if not believed and host is not None:
         _write(folder, key, json.dumps([host.name, host.triple, host.tune]).encode(), options)
     return target
 
