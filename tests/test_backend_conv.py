@@ -326,9 +326,9 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match=r"^conv1d: causal padding needs the data format 'channels_last', not"):
         K.conv1d(K.ones((1, 2, 5)), K.ones((2, 2, 2)), padding="causal", data_format="channels_first")
     for strides in (0, (1, 2, 3), (1, -1), 1.5, "ab", None, (1, None)):
-        with pytest.raises(ValueError, match=r"^conv2d: expected 2 positive integer\(s\) as strides, not"):
+        with pytest.raises(ValueError, match=r"^conv2d: expected 2 positive integers as strides, not"):
             K.conv2d(x, w, strides=strides)
-    with pytest.raises(ValueError, match=r"^depthwise_conv2d: expected 2 positive integer\(s\) as dilation_rate"):
+    with pytest.raises(ValueError, match=r"^depthwise_conv2d: expected 2 positive integers as dilation_rate"):
         K.depthwise_conv2d(x, w, dilation_rate=0)
     for function, arguments in (
         (K.conv3d, (x, w)),
