@@ -40,7 +40,7 @@ GATHER = define(
     infer=_infer_gather,
     numpy=_numpy_gather,
     vjp=lambda g, y, x, i, axis: (scatter_add(g, i, axis, x.shape), None),
-    doc="Slices of the first operand along an axis, at the positions that the second holds; PositionError out of range.",
+    doc="Slices of the first operand along an axis at the positions in the second; PositionError out of range.",
 )
 
 
