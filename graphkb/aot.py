@@ -78,7 +78,8 @@ def compile(
         The paths of the files.
 
     Raises:
-        CompileError: a node can only be interpreted (the text names each), a bad prefix, size or target.
+        CompileError: a node can only be interpreted (the text names each), a bad prefix, size or target, or llvmlite
+            is not installed.
         FileNotFoundError, PermissionError: the folder is missing or can not be written to.
 
     Example:
@@ -99,6 +100,8 @@ def compile(
     stem = Path(path)
     if stem.suffix in _SUFFIXES:
         stem = stem.with_suffix("")
+    if importlib.util.find_spec("llvmlite") is None:
+        raise CompileError("compile: it needs llvmlite, which is not installed: pip install llvmlite")
     machine = _target(target if target is not None else fn.options.target)
     name = _prefix(prefix, stem.name)
     _check_folder(stem)

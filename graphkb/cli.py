@@ -209,6 +209,8 @@ def _dump(args: argparse.Namespace) -> int:
         raise UsageError(f"--stage {args.stage}: expected one of {', '.join(stages)}")
     if args.format not in FORMATS:
         raise UsageError(f"--format {args.format}: expected one of {', '.join(FORMATS)}")
+    if args.stage in CODE_STAGES and args.format not in ("text", "html"):
+        raise UsageError(f"--format {args.format}: the stage {args.stage} is a text, not a graph")
     program, shapes = load_program(args.source), parse_shapes(args.shape)
     try:
         text = dump(program, args.stage, args.format, args.output, shapes)

@@ -281,8 +281,10 @@ def _describe_inputs(function: Function) -> str:
 
 def _value(text: str, node: Node, name: str) -> Array:
     array = _read(text, name)
-    if isinstance(array, list) or array.ndim != node.ndim:
-        array = _fit(np.asarray(array), node, name)
+    if isinstance(array, list):
+        array = as_array(array, node.dtype, name)
+    if array.ndim != node.ndim:
+        array = _fit(array, node, name)
     return as_array(array, node.dtype, name)
 
 

@@ -103,21 +103,22 @@ def pass_names() -> list[str]:
     return names
 
 
-def collect_stages(graph: Graph) -> list[tuple[str, Graph]]:
+def collect_stages(graph: Graph, fastmath: bool = False) -> list[tuple[str, Graph]]:
     """The graph as it is given ("raw"), after each pass, and at the end ("optimized").
 
     Args:
         graph: as a user builds it; sizes may be unknown.
+        fastmath: as the option of that name.
     """
     from graphkb.passes.fuse import Fuse
-    from graphkb.passes.pipeline import PIPELINE, Pass, optimize
+    from graphkb.passes.pipeline import Pass, graph_passes, optimize
 
     stages = [("raw", graph)]
 
     def observe(step: Pass, before: Graph, after: Graph, seconds: float) -> None:
         stages.append((unique(step.name, [known for known, _ in stages]), after))
 
-    stages.append(("optimized", optimize(graph, (*PIPELINE, Fuse()), observe)))
+    stages.append(("optimized", optimize(graph, (*graph_passes(fastmath), Fuse()), observe)))
     return stages
 
 
@@ -175,13 +176,16 @@ class _Program:
             raise ValueError(f"dump: stage {stage!r} is a text, not a graph; expected an earlier one")
         if stage == "raw":
             return self.raw if self._shapes is None else self._specialize().bound
+        if stage == "optimized" and self._sized():
+            return self._specialize().plan.fused
         return dict(self.graphs())[stage]
 
     def graphs(self) -> list[tuple[str, Graph]]:
         """All stages before the code."""
         if self._stages is None:
             made = self._specialize() if self._sized() else None
-            stages = collect_stages(self.raw if made is None else made.bound)
+            options = self._function.options if self._function is not None else current()
+            stages = collect_stages(self.raw if made is None else made.bound, options.fastmath)
             if made is not None:
                 stages[-1] = ("optimized", made.plan.fused)  # what runs; an interpreted function is not fused
                 if self._shapes is None:

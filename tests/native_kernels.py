@@ -4,10 +4,13 @@ import ctypes
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pytest
 
 from graphkb.codegen.builder import Builder, Value
 from graphkb.codegen.engine import compile_module
 from graphkb.codegen.target import TARGETS, Target, host_target
+
+pytest.importorskip("llvmlite")
 
 LEVELS = [
     t for t in ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4") if host_target().name >= t and host_target().is_x86

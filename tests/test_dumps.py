@@ -102,6 +102,15 @@ def test_graph_is_the_one_that_runs() -> None:
         f.graph("loops")
 
 
+def test_passes_are_shown_with_the_options_of_the_function() -> None:
+    x = leaf.placeholder((2,), "float32", "x")
+    f = Function(Graph((x,), (x / 3,), name="third"), options={"fastmath": True})
+    assert " mul(" in f.dump("simplify")
+    assert " mul(" in f.dump("optimized")
+    with graphkb.options(fastmath=True):
+        assert " mul(" in graphkb.dump(Graph((x,), (x / 3,)), "simplify")
+
+
 def test_an_interpreted_function_is_not_fused() -> None:
     f = Function(scale(), options={"mode": "interpret"})
     f([np.ones((3, 2), np.float32)])

@@ -168,6 +168,16 @@ def test_bad_calls(mode: str, inputs: Any, kind: type[Exception], text: str) -> 
         f([ones(3, 4), ones(3, 4)])
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_inputs_that_stand_in_no_list(mode: str) -> None:
+    f = batch_function(mode)
+    for _ in range(2):  # before and after a good call
+        with pytest.raises(TypeError) as caught:
+            f(ones(3, 4), ones(3, 4))  # type: ignore[call-arg]
+        assert str(caught.value) == "step: expected one list of inputs, got 2 arguments: call it as f([x, …])"
+        f([ones(3, 4), ones(3, 4)])
+
+
 def test_shapes_that_only_the_call_shows_to_differ() -> None:
     """Unknown sizes are assumed to fit; when they do not, the op, its line and the inputs are named."""
     x, y = (leaf.placeholder((symbol(name),), "float32", name) for name in "xy")

@@ -84,8 +84,12 @@ class _Core:
         self._lock = threading.RLock()
         self._pid = os.getpid()
 
-    def call(self, inputs: Sequence[Any] = ()) -> list[Array]:
+    def call(self, inputs: Sequence[Any] = (), *more: Any) -> list[Array]:
         """Run on one list of inputs: everything is checked before anything is computed."""
+        if more:
+            raise TypeError(
+                f"{self.graph.name}: expected one list of inputs, got {1 + len(more)} arguments: call it as f([x, …])"
+            )
         arrays = self.parameters.convert(inputs)
         shapes = tuple([array.shape for array in arrays])
         found = self.cache.get(shapes)
