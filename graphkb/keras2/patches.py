@@ -152,8 +152,28 @@ def default_mode_in_memory(module: ModuleType) -> None:
     module.File.__init__ = __init__
 
 
+def tags_for_scikit_learn(module: ModuleType) -> None:
+    """Let the wrappers say what kind of estimator they are, as scikit-learn 1.6 asks of every estimator."""
+
+    def __sklearn_tags__(self: Any) -> Any:  # noqa: N807
+        from sklearn.utils import ClassifierTags, InputTags, RegressorTags, Tags, TargetTags
+
+        classifies = isinstance(self, module.KerasClassifier)
+        return Tags(
+            estimator_type="classifier" if classifies else "regressor",
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags() if classifies else None,
+            regressor_tags=None if classifies else RegressorTags(),
+            input_tags=InputTags(two_d_array=False, three_d_array=True),
+        )
+
+    if not hasattr(module.BaseWrapper, "__sklearn_tags__"):
+        module.BaseWrapper.__sklearn_tags__ = __sklearn_tags__
+
+
 AFTER_LOADING: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
     "keras.backend.load_backend": (follow_keras_settings,),
+    "keras.wrappers.scikit_learn": (tags_for_scikit_learn,),
     "h5py._hl.files": (default_mode_in_memory,),
     "yaml": (default_yaml_loader,),
 }
