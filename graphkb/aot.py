@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphkb.ir.dims import Dim, symbol
-from graphkb.ir.errors import CompileError, InputError
+from graphkb.ir.errors import CompileError, InputError, PositionError
 from graphkb.ir.leaves import Array, aligned_empty
 from graphkb.runtime.inputs import Parameters
 
@@ -286,7 +286,7 @@ class Library:
             with self._lock:
                 code = self._run(*arguments)
         if code == _BAD_INDEX_VALUE:
-            raise IndexError(f"{self.path.stem}: an index inside an input is out of range; nothing was updated")
+            raise PositionError(f"{self.path.stem}: an index inside an input is out of range; nothing was updated")
         if code:
             raise InputError(f"{self.path.stem}: {_ERRORS.get(code, f'error {code}')}")
         return outputs

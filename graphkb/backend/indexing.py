@@ -9,7 +9,7 @@ import numpy as np
 from graphkb.backend.promotion import Handle, to_array
 from graphkb.backend.sizes import as_dim, to_dim
 from graphkb.ir.dims import Dim, Expr, Shape, maximum, minimum, product, show_shape
-from graphkb.ir.errors import ShapeError
+from graphkb.ir.errors import PositionError, ShapeError
 from graphkb.ir.leaves import Array
 from graphkb.ir.node import Node, make
 from graphkb.ir.types import INTEGERS, UNSIGNED
@@ -37,7 +37,7 @@ def getitem(x: Node, key: Any) -> Node:
             and arrays (which index together, as in NumPy), constant bool arrays, one `...`, None for a new axis.
 
     Raises:
-        IndexError: too many items, an integer that is out of range, a bool array that does not fit.
+        PositionError: too many items, an integer that is out of range, a bool array that does not fit.
         ShapeError: bounds of a slice that depend on values.
         TypeError: any other item.
     """
@@ -81,10 +81,10 @@ def _expand(x: Node, key: Any) -> list[Any]:
         items += _positions(x, array, items) if array.dtype.kind == "b" else [array]
     count = sum(1 for i in items if i is not None and i is not Ellipsis)
     if count > x.ndim:
-        raise IndexError(f"too many indices for a tensor of shape {show_shape(x.shape)}: {count} for {x.ndim} axes")
+        raise PositionError(f"too many indices for a tensor of shape {show_shape(x.shape)}: {count} for {x.ndim} axes")
     dots = [i for i, item in enumerate(items) if item is Ellipsis]
     if len(dots) > 1:
-        raise IndexError("an index can have only one ellipsis ('...')")
+        raise PositionError("an index can have only one ellipsis ('...')")
     at = dots[0] if dots else len(items)
     return items[:at] + [slice(None)] * (x.ndim - count) + items[at + 1 :]
 
@@ -96,7 +96,7 @@ def _positions(x: Node, mask: Array, before: list[Any]) -> list[Array]:
     if Ellipsis in [i for i in before if not isinstance(i, np.ndarray)] or not mask.ndim:
         raise TypeError("a bool array as an index: expected rank 1 or more and no '...' before it")
     if tuple(axes) != mask.shape:
-        raise IndexError(
+        raise PositionError(
             f"a bool array of shape {mask.shape} as an index does not fit the axes of sizes {show_shape(tuple(axes))}"
         )
     return list(np.nonzero(mask))
@@ -139,7 +139,7 @@ def _part(x: Node, axis: int, item: Any) -> _Part:
 def _integer(x: Node, axis: int, value: Dim) -> _Part:
     n = x.shape[axis]
     if isinstance(value, int) and isinstance(n, int) and not -n <= value < n:
-        raise IndexError(f"index {value} is out of bounds for axis {axis} with size {n}")
+        raise PositionError(f"index {value} is out of bounds for axis {axis} with size {n}")
     return _Part("int", axis, wrap(value, n))
 
 
@@ -165,7 +165,7 @@ def _constant_positions(array: Array, n: Dim, axis: int) -> Node:
         return _from_end(leaf.constant(array.astype(np.int64)), n)
     if array.size and not (-n <= int(array.min()) and int(array.max()) < n):
         bad = array[(array < -n) | (array >= n)].flat[0]
-        raise IndexError(f"index {int(bad)} is out of bounds for axis {axis} with size {n}")
+        raise PositionError(f"index {int(bad)} is out of bounds for axis {axis} with size {n}")
     return leaf.constant(np.where(array < 0, array + n, array).astype(np.int64))
 
 

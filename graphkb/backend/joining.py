@@ -233,6 +233,8 @@ def slice(x: Any, start: Any, size: Any) -> Tensor:
         begin: Dim = known.item() if known is not None else to_dim(first, "slice")
         if isinstance(begin, int) and begin < 0:
             raise ShapeError(f"slice: axis {axis}: the start {begin} is negative")
+        if isinstance(begin, int) and isinstance(node.shape[axis], int) and begin > node.shape[axis]:
+            raise ShapeError(f"slice: axis {axis} of {show_shape(node.shape)}: the start {begin} lies behind its end")
         starts.append(begin)
         if counts[axis] == -1:
             counts[axis] = node.shape[axis] - begin
@@ -253,7 +255,7 @@ def gather(reference: Any, indices: Any) -> Tensor:
 
     Args:
         reference: a tensor of rank 1 or more.
-        indices: an integer tensor or array of any shape; 0 or more. A position out of range is an IndexError when
+        indices: an integer tensor or array of any shape; 0 or more. A position out of range is a PositionError when
             it runs.
 
     Returns:

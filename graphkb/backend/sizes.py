@@ -143,7 +143,9 @@ def to_dim(value: Any, what: str) -> Dim:
     try:
         return value.__index__()  # type: ignore[no-any-return]
     except (AttributeError, TypeError):
-        if isinstance(value, (list, tuple, np.ndarray)) and np.size(value) == 1:
+        if isinstance(value, np.ndarray) and value.ndim == 1:
+            value = value.tolist()
+        if isinstance(value, (list, tuple)) and len(value) == 1:
             return to_dim(value[0], what)
         raise TypeError(
             f"{what}: expected an integer or a scalar integer tensor as a size, not {shown(value)}"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from graphkb.ir.dims import Dim, Shape, show_shape
-from graphkb.ir.errors import DTypeError, ShapeError
+from graphkb.ir.errors import DTypeError, PositionError, ShapeError
 from graphkb.ir.leaves import Array
 from graphkb.ir.node import Node, make
 from graphkb.ir.op import define
@@ -28,10 +28,10 @@ def _check(what: str, numbers: TensorType, rows: TensorType, columns: TensorType
 
 
 def _present(what: str, rows: Array, columns: Array, height: int, width: int) -> Array:
-    """Which entries stand for something; IndexError when one lies outside of the matrix."""
+    """Which entries stand for something; PositionError when one lies outside of the matrix."""
     present: Array = (rows >= 0) & (columns >= 0)
     if ((rows >= height) | (columns >= width))[present].any():
-        raise IndexError(f"{what}: an entry lies outside of the matrix of shape {(height, width)}")
+        raise PositionError(f"{what}: an entry lies outside of the matrix of shape {(height, width)}")
     return present
 
 
