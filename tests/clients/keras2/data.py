@@ -42,9 +42,9 @@ def digits() -> tuple[Array, Array]:
 
 
 def write_mnist(path: Path) -> None:
-    """mnist.npz: 1,500 digits to train on and 297 to test with."""
+    """mnist.npz: 1,497 digits to train on and 300 to test with."""
     images, labels = digits()
-    np.savez(path, x_train=images[:1500], y_train=labels[:1500], x_test=images[1500:], y_test=labels[1500:])
+    np.savez(path, x_train=images[:-300], y_train=labels[:-300], x_test=images[-300:], y_test=labels[-300:])
 
 
 def write_large_mnist(path: Path) -> None:
@@ -118,10 +118,10 @@ def reviews() -> tuple[list[list[int]], list[int], dict[str, int]]:
 
 @functools.cache
 def news() -> tuple[list[list[int]], list[int], dict[str, int]]:
-    """Pieces of 60 words from the 46 longest help topics, which are the labels."""
+    """Pieces of 30 to 60 words from the 46 longest help topics, which are the labels."""
     longest = sorted(help_topics().values(), key=len, reverse=True)[:46]
     chance = random.Random(3)
-    both = [(piece, label) for label, text in enumerate(longest) for piece in _pieces(text, 60, 30)]
+    both = [(p[: chance.randint(30, 60)], label) for label, text in enumerate(longest) for p in _pieces(text, 60, 30)]
     chance.shuffle(both)
     rows, index = _encode([piece for piece, _ in both])
     return rows, [label for _, label in both], index
