@@ -72,9 +72,8 @@ PROGRAMS = (
     Program("mnist_transfer_cnn.py"),
     Program("pretrained_word_embeddings.py", epochs=3, prepare=data.write_newsgroups),
     Program("reuters_mlp.py"),
-    Program("reuters_mlp_relu_vs_selu.py", epochs=10),
+    Program("reuters_mlp_relu_vs_selu.py"),
     Program("variational_autoencoder.py", epochs=10),
-    Program("variational_autoencoder_deconv.py", epochs=3),
 )
 LEFT_OUT = {
     "babi_memnn.py": "splits text by a pattern that Python 3.7 gave another meaning",
@@ -87,6 +86,7 @@ LEFT_OUT = {
     "mnist_acgan.py": "100 epochs in a loop of its own",
     "neural_doodle.py": "ImageNet weights",
     "neural_style_transfer.py": "ImageNet weights",
+    "variational_autoencoder_deconv.py": "trains, then labels its plot in a way that today's matplotlib refuses",
 }
 
 
