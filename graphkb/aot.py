@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -37,6 +38,7 @@ _ERRORS = {
     3: "workspace or state is missing or not aligned to 64 bytes",
 }
 _BAD_INDEX_VALUE = 5
+_LOADS = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,7 @@ class Library:
         self.prefix: str = description["prefix"]
         self.inputs = tuple([(a["name"], a["dtype"], tuple(a["shape"])) for a in description["inputs"]])
         self.outputs = tuple([(a["name"], a["dtype"], tuple(a["shape"])) for a in description["outputs"]])
-        self._dll = ctypes.CDLL(str(path))
+        self._dll = ctypes.CDLL(_new_name(path))
         if self._symbol("abi_version", ctypes.c_int32)() != _ABI_VERSION:
             raise CompileError(f"load: {path} has another ABI version than this graphkb: compile it again")
         self._run = self._symbol("run", ctypes.c_int32)
@@ -296,6 +298,15 @@ class Library:
             return ", ".join(f"{name}: {dtype}[{', '.join(map(str, dims))}]" for name, dtype, dims in arrays)
 
         return f"<Library {self.path.name}: ({show(self.inputs)}) -> ({show(self.outputs)})>"
+
+
+def _new_name(path: Path) -> str:
+    """The path spelled as never before.
+
+    The dynamic loader takes a known name for what it loaded under that name, though the file may be another by now.
+    """
+    spelling = "".join(["/." if bit == "1" else "/" for bit in f"{next(_LOADS):b}"])
+    return f"{path.parent}{spelling}/{path.name}"
 
 
 def load(path: str | os.PathLike[str]) -> Library:

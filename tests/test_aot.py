@@ -280,3 +280,14 @@ def test_a_library_checks_its_inputs(tmp_path: Path) -> None:
         lib([np.zeros((1, 9))])
     with pytest.raises(TypeError, match="expected a list or tuple of 1 inputs, got ndarray"):
         lib(np.zeros((1, 8)))
+
+
+@needs_cc
+def test_a_library_compiled_again_is_loaded_again(tmp_path: Path) -> None:
+    """The dynamic loader by itself answers a known path with what it loaded before."""
+    x, y = K.placeholder((None,), name="x"), K.placeholder((None,), name="y")
+    before = library(tmp_path / "net", [x], [x * 2.0])
+    after = library(tmp_path / "net", [x, y], [x * y, x - y])
+    assert before([[1.0, 2.0]])[0].tolist() == [2.0, 4.0]
+    assert [a.tolist() for a in after([[1.0, 2.0], [3.0, 5.0]])] == [[3.0, 10.0], [-2.0, -3.0]]
+    assert graphkb.load(tmp_path / "net.so").path == after.path == before.path
