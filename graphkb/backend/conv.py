@@ -10,6 +10,7 @@ from graphkb.backend.sizes import size_list, to_dim, to_dims
 from graphkb.backend.spatial import (
     Sizes,
     check_padding,
+    check_reach,
     check_spatial,
     float_pair,
     from_channels_last,
@@ -54,8 +55,9 @@ def _padded(what: str, x: Node, taps: Shape, padding: str, strides: Sizes, dilat
     spatial = x.shape[1:-1]
     around = paddings(padding, spatial, taps, strides, dilations)
     starts, sizes = surrounded(x.shape, around, 1)
-    for size, length, stride, dilation in zip(sizes[1:-1], taps, strides, dilations):
-        window_count(what, size, reach(length, dilation), stride)
+    if padding == "valid":
+        for size, length, dilation in zip(spatial, taps, dilations):
+            check_reach(what, size, reach(length, dilation))
     return shape.pad(x, starts, (1,) * x.ndim, sizes)
 
 

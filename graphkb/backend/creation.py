@@ -192,7 +192,13 @@ def constant(value: Any, dtype: str | None = None, shape: Any = None, name: str 
         if node.type.size != 1 and node.type.size == dims.product(sizes):
             node = shape_ops.reshape(node, sizes)
         else:
-            node = shape_ops.broadcast_to(shape_ops.reshape(node, ()) if node.type.size == 1 else node, sizes)
+            try:
+                node = shape_ops.broadcast_to(shape_ops.reshape(node, ()) if node.type.size == 1 else node, sizes)
+            except ShapeError:
+                raise ShapeError(
+                    f"constant: a value of shape {dims.show_shape(node.shape)} does not fit the shape "
+                    f"{dims.show_shape(sizes)}"
+                ) from None
     return Tensor(node, name)
 
 

@@ -268,7 +268,10 @@ def gather(reference: Any, indices: Any) -> Tensor:
     >>> K.eval(K.gather(K.variable([10, 20, 30]), [2, 0])).tolist()
     [30.0, 10.0]
     """
-    return Tensor(index.gather(as_node(reference), as_node(indices), 0))
+    x = as_node(reference)
+    if not x.ndim:
+        raise ShapeError("gather: expected a reference of rank 1 or more, not a scalar")
+    return Tensor(index.gather(x, as_node(indices), 0))
 
 
 def _padded(x: Node, padding: Sequence[tuple[Any, Any]], what: str) -> Tensor:

@@ -12,6 +12,7 @@ from graphkb.backend.promotion import as_node, to_float
 from graphkb.backend.spatial import (
     Sizes,
     check_padding,
+    check_reach,
     check_spatial,
     paddings,
     spatial_sizes,
@@ -42,8 +43,9 @@ def _pool(
     spatial = node.shape[first : first + n]
     around = paddings(padding, spatial, lengths, steps, (1,) * n)
     starts, sizes = surrounded(node.shape, around, first)
-    for size, length, step in zip(sizes[first:], lengths, steps):
-        window.window_count(what, size, length, step)
+    if padding == "valid":
+        for size, length in zip(spatial, lengths):
+            check_reach(what, size, length)
     none = (1,) * first, (1,) * (node.ndim - first - n)
     over, every = (*none[0], *lengths, *none[1]), (*none[0], *steps, *none[1])
     if pool_mode == "max":

@@ -64,7 +64,7 @@ def to_array(value: Any) -> Array:
     except ValueError:
         raise ShapeError(f"expected nested lists of equal lengths, not {shown(value)}") from None
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        if array.dtype.kind == "O" and any(isinstance(v, int) for v in array.flat):
+        if array.dtype.kind == "O" and any(isinstance(v, int) and not -(2**63) <= v < 2**64 for v in array.flat):
             raise DTypeError("an integer does not fit into any dtype: expected at most 64 bits")
         raise DTypeError(f"expected a tensor or numbers, not {shown(value)}")
     return array

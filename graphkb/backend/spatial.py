@@ -43,6 +43,12 @@ def check_spatial(what: str, name: str, x: Node, rank: int, parts: str) -> None:
         )
 
 
+def check_reach(what: str, size: Dim, reach: Dim) -> None:
+    """ShapeError when an axis is known to be shorter than a window."""
+    if isinstance(size, int) and isinstance(reach, int) and size < reach:
+        raise ShapeError(f"{what}: a window that reaches over {reach} elements does not fit into an axis of {size}")
+
+
 def float_pair(x: Any, kernel: Any) -> tuple[Node, Node]:
     """Two operands as nodes of one float dtype."""
     a, b = pair(x, kernel)
