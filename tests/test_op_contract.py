@@ -56,7 +56,8 @@ def reference_of(contract: Contract, case: Case) -> Array:
 
 
 def test_every_op_has_a_contract() -> None:
-    assert {op.name for op in all_ops()} - WITHOUT_CONTRACT == set(BY_NAME)
+    ops = {op.name for op in all_ops() if not op.name.startswith("test_")}  # other tests define some of their own
+    assert ops - WITHOUT_CONTRACT == set(BY_NAME)
     assert len(BY_NAME) == len(CONTRACTS)
 
 
