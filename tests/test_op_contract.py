@@ -235,6 +235,22 @@ def test_special_values_are_those_of_numpy(name: str, backend: str) -> None:
         check(contract, case, actual, backend)
 
 
+BINARY = [c for c in CONTRACTS if c.special and "float32" in c.dtypes and len(cases_of(c, "float32")[0].inputs) == 2]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", names(BINARY))
+def test_one_operand_for_all_is_as_good_as_many_equal_ones(name: str, backend: str) -> None:
+    contract, op = BY_NAME[name], find_op(name)
+    values = special_values("float32")
+    x, one = placeholders([values, values[0]])
+    function = Function(Graph((x, one), (make(op, (x, one)), make(op, (one, x)))), options={"mode": backend})
+    for value in values:
+        many = np.full_like(values, value)
+        for operands, actual in zip(((values, many), (many, values)), function([values, value])):
+            check(contract, Case(operands), actual, backend)
+
+
 # ---------------------------------------------------------------------------------------------- gradients
 def smooth_cases(contract: Contract) -> Iterator[Case]:
     for case in cases_of(contract, "float64"):

@@ -172,6 +172,9 @@ def _numpy_pow(x: Array, y: Array) -> Array:
             whole = np.power(x, np.maximum(y, 0))
             inverse = np.where(np.abs(x) == 1, np.where(y % 2 == 0, 1, x), 0)
         return np.asarray(np.where(y < 0, inverse, whole), x.dtype)
+    if x.dtype.kind == "f" and np.any(y == 0.5):
+        # One exponent for many numbers makes NumPy take roots, which are NaN for -inf and -0.0 for -0.0.
+        x = np.where((y == 0.5) & ((x == 0) | np.isinf(x)), np.abs(x), x)
     return np.asarray(np.power(x, y))
 
 
