@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -85,8 +86,13 @@ def _load_keras_model(text: str) -> Function:
 
 
 def load_function(text: str) -> Function:
-    """The program of a source as a function."""
+    """The program of a source as a function; it warns of variables whose values the source does not tell."""
     source = load_source(text)
+    if isinstance(source, Graph) and text.endswith(".json"):
+        rows = json.loads(Path(text).read_text(encoding="utf-8"))["cells"]
+        unknown = [str(row["name"]) for row in rows if "data" not in row]
+        if unknown:
+            warnings.warn(f"{text} has no values of {', '.join(unknown)}: they are zeros", stacklevel=2)
     return source if isinstance(source, Function) else Function(_named(source, text))
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import graphkb
 from graphkb.cli import main
-from graphkb.ir.export import from_json
+from graphkb.ir.export import from_json, to_json
 
 NET = '''\
 """A program to work on."""
@@ -100,6 +100,17 @@ def test_dump_to_files_and_back(net: str, capsys: pytest.CaptureFixture[str], tm
     assert from_json((tmp_path / "y.json").read_text()).name == "y"
     code, out, _ = run(capsys, "dump", "y.json", "--stage", "raw")
     assert (code, out) == (0, run(capsys, "dump", f"{net}:y", "--stage", "raw")[1])
+
+
+def test_a_graph_without_the_values_of_its_variables_is_run_with_a_warning(
+    net: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run(capsys, "dump", f"{net}:y", "--stage", "raw", "--format", "json", "-o", "y.json")
+    code, out, err = run(capsys, "run", "y.json", "--input", "random")
+    assert code == 0
+    assert err == "graphkb: warning: y.json has no values of w: they are zeros\n"
+    (tmp_path / "y.json").write_text(to_json(from_json((tmp_path / "y.json").read_text()), values=True))
+    assert run(capsys, "run", "y.json", "--input", "random") == (0, out, "")
 
 
 def test_dump_of_code_for_a_shape(net: str, capsys: pytest.CaptureFixture[str]) -> None:

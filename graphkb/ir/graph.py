@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from graphkb.ir.dims import Dim, Expr, Symbol, free_symbols, substitute
@@ -38,7 +38,7 @@ def toposort(roots: Iterable[Node]) -> list[Node]:
     return order
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Graph:
     """A program: what goes in, what comes out, and which variables take which new values.
 
@@ -52,7 +52,7 @@ class Graph:
     outputs: tuple[Node, ...]
     updates: tuple[tuple[VariableCell, Node], ...] = ()
     name: str = "graph"
-    _order: list[Node] | None = field(default=None, repr=False)
+    _order: list[Node] | None = None
 
     @property
     def roots(self) -> tuple[Node, ...]:
@@ -119,6 +119,14 @@ class Graph:
         from graphkb.ir.text import format_graph
 
         return format_graph(self)
+
+    def __repr__(self) -> str:
+        return f"<Graph {self.name}: {len(self.nodes)} nodes>"
+
+    def _repr_svg_(self) -> str | None:
+        from graphkb.ir.export import repr_svg
+
+        return repr_svg(self)
 
 
 def bind(graph: Graph, bindings: Mapping[Symbol, Dim]) -> Graph:

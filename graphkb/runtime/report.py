@@ -37,9 +37,9 @@ class ReportStep:
     bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
-    """What became of a function for one set of input shapes. `str` gives it as a table.
+    """What became of a function for one set of input shapes. It shows as a table.
 
     Attributes:
         name: the function's name.
@@ -89,6 +89,9 @@ class Report:
             cells = [cell.rjust(n) if i in (0, 4, 5) else cell.ljust(n) for i, (cell, n) in enumerate(zip(row, widths))]
             lines.append(("  " + "  ".join(cells)).rstrip() + (f"  ({step.reason})" if step.reason else ""))
         return "\n".join(lines) + "\n"
+
+    def __repr__(self) -> str:
+        return str(self).rstrip()
 
 
 def interpreted_step(node: Node, reason: str) -> ReportStep:
