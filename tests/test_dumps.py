@@ -265,13 +265,13 @@ def test_bodies_read_in_the_names_of_the_operands() -> None:
 def test_notebooks_show_pictures_of_graphs_that_can_be_looked_at() -> None:
     x = K.placeholder((None, 3), name="x")
     y = K.relu(x) + 1.0
-    f = K.function([x], [y])
+    f = K.function([x], [y], name="shown")
     for shown in (y._repr_svg_(), f._repr_svg_(), f.graph("raw")._repr_svg_()):
         assert shown is not None
         ET.fromstring(shown)
     f([np.ones((2, 3))])
     assert "float32[2, 3]" in (f._repr_svg_() or "")
-    assert repr(f.graph("raw")) == "<Graph function: 4 nodes>"
+    assert repr(f.graph("raw")) == "<Graph shown: 4 nodes>"
     assert repr(f.report()) == str(f.report()).rstrip()
     node = leaf.placeholder((2,), "float32", "x")
     deep = node
