@@ -90,14 +90,14 @@ LEFT_OUT = {
 }
 
 
-def run_examples(mode: str, only: str | None, jobs: int, sdist: str | None = None) -> list[Outcome]:
+def run_examples(mode: str, only: Sequence[str], jobs: int, sdist: str | None = None) -> list[Outcome]:
     """Run the programs and print a line for each as it ends.
 
     Returns:
         What became of each: passed when it ran to its end and its loss fell; `error` then holds its last line.
     """
     folder = fetch_sdist(sdist) / "examples"
-    chosen = [p for p in PROGRAMS if only is None or only in p.script or fnmatch.fnmatch(p.script, only)]
+    chosen = [p for p in PROGRAMS if not only or any(o in p.script or fnmatch.fnmatch(p.script, o) for o in only)]
 
     def run(program: Program) -> Outcome:
         outcome = run_program(folder, program, mode)

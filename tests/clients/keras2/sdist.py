@@ -45,7 +45,8 @@ def fetch_sdist(given: str | None = None) -> Path:
 
 
 def _download(folder: Path) -> Path:
-    command = ["pip", "download", "--no-deps", "--no-binary", ":all:", "--dest", str(folder), f"keras=={VERSION}"]
+    command = ["pip", "download", "--retries", "1", "--timeout", "15", "--no-deps", "--no-binary", "keras"]
+    command += ["--dest", str(folder), f"keras=={VERSION}"]
     subprocess.run([sys.executable, "-m", *command], check=True, stdout=sys.stderr)
     (archive,) = folder.glob("*.tar.gz")
     return archive
