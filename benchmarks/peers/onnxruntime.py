@@ -55,12 +55,13 @@ class OnnxRuntime(Peer):
 
     def forward(self, expression: Any, inputs: Arrays, params: Sequence[np.ndarray]) -> Contestant:
         import onnxruntime
-        from onnx import TensorProto, helper
+        from onnx import helper
 
         g = GraphBuilder()
         output = expression(g, *[g.constant(p) for p in params], *inputs)
-        places = [helper.make_tensor_value_info(n, TensorProto.FLOAT, a.shape) for n, a in inputs.items()]
-        result = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+        kind = helper.np_dtype_to_tensor_dtype
+        places = [helper.make_tensor_value_info(n, kind(a.dtype), a.shape) for n, a in inputs.items()]
+        result = helper.make_empty_tensor_value_info(output)  # the session infers its type
         graph = helper.make_graph(g.nodes, "workload", places, [result], g.constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
         options = onnxruntime.SessionOptions()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from benchmarks.workloads import calls, chains, dense, elementwise, processes, reductions
+from benchmarks.workloads import calls, chains, dense, elementwise, moves, processes, reductions
 from benchmarks.workloads.base import Workload
 
 THEMES: dict[str, tuple[Workload, ...]] = {
     "calls": calls.WORKLOADS,
     "elementwise": elementwise.WORKLOADS,
     "reductions": reductions.WORKLOADS,
+    "moves": moves.WORKLOADS,
     "dense": dense.WORKLOADS,
     "chains": chains.WORKLOADS,
     "processes": processes.WORKLOADS,

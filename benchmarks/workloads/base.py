@@ -37,6 +37,7 @@ class Forward:
     tolerance: the largest |answer - reference| over the largest |reference|.
     expressions: dialect -> expression(library, *params, *inputs), a string for numexpr. A dialect that is not
         there does not take part.
+    summary: what of an answer is compared, for random numbers; None compares all of it.
     """
 
     name: str
@@ -47,18 +48,27 @@ class Forward:
     expressions: Mapping[str, Any]
     params: Callable[[], Sequence[np.ndarray]] = tuple
     ulps: bool = False
+    summary: Callable[[np.ndarray], np.ndarray] | None = None
 
     def job(self, peers: Sequence[Peer]) -> Job:
         inputs, params = self.inputs(), self.params()
 
         def entry(peer: Peer) -> Entry:
-            return Entry(peer.name, lambda: peer.forward(self.expressions[peer.dialect], inputs, params))
+            return Entry(
+                peer.name, lambda: self._summed_up(peer.forward(self.expressions[peer.dialect], inputs, params))
+            )
 
         def reference() -> list[np.ndarray]:
             return [np.asarray(self.reference(*double(params), *double(list(inputs.values()))))]
 
         entries = [entry(peer) for peer in peers if peer.dialect in self.expressions]
         return Job(self.name, self.what, entries, reference, self.tolerance, self.ulps)
+
+    def _summed_up(self, contestant: Contestant) -> Contestant:
+        summary, answer = self.summary, contestant.answer
+        if summary is not None:
+            contestant.answer = lambda value: [summary(np.asarray(a)) for a in answer(value)]
+        return contestant
 
 
 @dataclass(frozen=True)
