@@ -109,11 +109,13 @@ class ModuleText:
         target: the machine.
         fastmath: whether floating-point instructions may be reassociated and contracted; NaN and infinities
             are kept in either case.
+        parallel_for: the definition of the function that runs parallel regions, as LLVM text; "" for none.
     """
 
-    def __init__(self, target: Target, fastmath: bool = False) -> None:
+    def __init__(self, target: Target, fastmath: bool = False, parallel_for: str = "") -> None:
         self.target = target
         self.fastmath = fastmath
+        self.parallel_for = parallel_for
         self.block = ""
         self._lines: list[str] = []
         self._entry: list[str] = []
@@ -401,14 +403,18 @@ class ModuleText:
         For rare and long code that would burden every place of its use. It has no result but what it stores.
         """
         if name not in self._declarations:
-            self._declarations[name] = f"; {name} is defined above"
-            open_function = self._lines, self._entry, self.block
-            self.block = ""
-            with self.function(name, params, linkage="internal") as values:
-                write(*values)
-                self.ret()
-            self._lines, self._entry, self.block = open_function
+            self.outline(name, params, write)
         self.call_void(name, args)
+
+    def outline(self, name: str, params: Sequence[Param], write: Callable[..., None]) -> None:
+        """Write a private function `write(*params)` without a result, while another one is open."""
+        self._declarations[name] = f"; {name} is defined above"
+        open_function = self._lines, self._entry, self.block
+        self.block = ""
+        with self.function(name, params, linkage="internal") as values:
+            write(*values)
+            self.ret()
+        self._lines, self._entry, self.block = open_function
 
     def module(self) -> str:
         """The whole module as LLVM text."""

@@ -8,7 +8,7 @@ import ctypes
 import mmap
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from struct import Struct, error, iter_unpack, pack_into
 from typing import NamedTuple
@@ -52,15 +52,19 @@ class Image:
 
     Code and constants can not be written to, variables can not be executed.
 
+    Args:
+        data: the object file.
+        known: addresses of functions that the process itself does not show by name.
+
     Raises:
         UnsupportedError: the file or the machine asks for more than this linker does.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, known: Mapping[str, int] | None = None) -> None:
         if sys.platform != "linux":
             raise UnsupportedError(f"the linker is for Linux, this is {sys.platform}")
         try:
-            self._link(data)
+            self._link(data, known or {})
         except (error, LookupError, ValueError, OSError, AttributeError, OverflowError) as reason:
             raise UnsupportedError(f"{type(reason).__name__}: {reason}") from reason
 
@@ -68,7 +72,7 @@ class Image:
         """The address of a symbol that other modules may see; 0 where there is none."""
         return self._symbols.get(name, 0)
 
-    def _link(self, data: bytes) -> None:
+    def _link(self, data: bytes, known: Mapping[str, int]) -> None:
         sections = list(_sections(data))
         symbols = _symbol_table(data, sections)
         foreign = sorted({name for name, kind, index, _, _ in symbols if index == _UNDEFINED and name})
@@ -83,7 +87,7 @@ class Image:
             section = sections[index]
             if section.type != _NOBITS:
                 memory[offset : offset + section.size] = data[section.offset : section.offset + section.size]
-        jumps, words = _link_foreign(foreign, memory), len(foreign) * _STUB_BYTES
+        jumps, words = _link_foreign(foreign, known, memory), len(foreign) * _STUB_BYTES
 
         def place_of(index: int) -> int:
             """Where a symbol stands, from the start; a foreign one at its jump."""
@@ -111,12 +115,12 @@ class Image:
                 _register(start + offset, frames)
 
 
-def _link_foreign(names: list[str], memory: memoryview) -> dict[str, int]:
-    """Put down a jump to each function of the process, and a word with its address behind all jumps."""
+def _link_foreign(names: list[str], known: Mapping[str, int], memory: memoryview) -> dict[str, int]:
+    """Put down a jump to each function of other modules, and a word with its address behind all jumps."""
     process = ctypes.CDLL(None)
     slots = {}
     for i, name in enumerate(names):
-        address = ctypes.cast(getattr(process, name), ctypes.c_void_p).value
+        address = known.get(name) or ctypes.cast(getattr(process, name), ctypes.c_void_p).value
         if not address:
             raise UnsupportedError(f"symbol {name} is at no address")
         slots[name] = i * _STUB_BYTES

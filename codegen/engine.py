@@ -1,6 +1,7 @@
 """Machine code from LLVM text: in this process, as assembly, or as an object file."""
 
 import importlib.util
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -96,7 +97,9 @@ def compile_module(text: str, target: Target, level: int = 2) -> Engine:
     return Engine(engine, text, target, level)
 
 
-def load_object(data: bytes, target: Target, text: str = "", level: int = 2) -> Engine:
+def load_object(
+    data: bytes, target: Target, text: str = "", level: int = 2, known: Mapping[str, int] | None = None
+) -> Engine:
     """An engine for an object file that `emit_object` made for this process, without generating code.
 
     Objects for x86-64 do without LLVM; what that linker does not know goes to LLVM's.
@@ -105,11 +108,14 @@ def load_object(data: bytes, target: Target, text: str = "", level: int = 2) -> 
         data: the object file; damaged data may end the process.
         target: the target that it was made for.
         text, level: what it was made from, for `Engine.assembly`.
+        known: addresses of functions of other modules that it calls.
     """
     if target.is_x86:
         with suppress(UnsupportedError):
-            return Engine(Image(data), text, target, level)
+            return Engine(Image(data, known), text, target, level)
     llvm = _llvm()
+    for name, address in (known or {}).items():
+        llvm.add_symbol(name, address)
     module = llvm.parse_assembly(f'target triple = "{target.triple}"')
     engine = llvm.create_mcjit_compiler(module, _machine(target, 0, "pic", True), use_lmm=True)
     # An engine starts with a module. Here the object file stands for its code; adding the file to the engine would

@@ -167,6 +167,7 @@ def _package() -> str:
         ("graphkb.compile", graphkb.compile),
         ("graphkb.load", graphkb.load),
         ("graphkb.options", graphkb.options),
+        ("graphkb.thread_count", graphkb.thread_count),
         ("CompiledFiles", aot.CompiledFiles),
         ("Library", aot.Library),
         ("CacheInfo", function.CacheInfo),

@@ -6,7 +6,8 @@
     f = K.function([x], [K.softmax(x)])
 
 `graphkb.dump` shows a graph at any stage of its compilation, `graphkb.compile` makes a C library of a function,
-`graphkb.load` calls such a library, and `graphkb.options` chooses how functions are compiled.
+`graphkb.load` calls such a library, `graphkb.options` chooses how functions are compiled, and `graphkb.thread_count`
+tells how many threads they use.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
     from graphkb.aot import compile, load
     from graphkb.dumps import dump
     from graphkb.runtime.options import options
+    from graphkb.runtime.threads import thread_count
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "backend", "compile", "dump", "load", "options"]
+__all__ = ["__version__", "backend", "compile", "dump", "load", "options", "thread_count"]
 
 # Where the public names live; each is imported when it is first asked for.
 _HOMES = {
@@ -27,6 +29,7 @@ _HOMES = {
     "load": "graphkb.aot",
     "dump": "graphkb.dumps",
     "options": "graphkb.runtime.options",
+    "thread_count": "graphkb.runtime.threads",
 }
 
 

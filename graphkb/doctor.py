@@ -63,6 +63,7 @@ def examine() -> Findings:
     found.check("cpu", _cpu)
     found.check("target", _target)
     found.check("native calls", _native_calls)
+    found.check("threads", _threads)
     found.check("options", _options)
     found.check("configuration", _configuration)
     found.check("kernel cache", _cache)
@@ -130,6 +131,17 @@ def _native_calls() -> str:
 
     possible, reason = available()
     return "yes" if possible else f"no: {reason}"
+
+
+def _threads() -> str:
+    from graphkb.codegen.target import host_target
+    from graphkb.codegen.thread_pool import system_of
+    from graphkb.runtime.threads import explain_threads
+
+    decided = explain_threads()
+    if _installed("llvmlite") and not system_of(host_target()):
+        return f"1: there is no pool for {platform.system()}"
+    return f"{decided.count}: {decided.reason}"
 
 
 def _options() -> str:

@@ -140,7 +140,7 @@ def test_what_is_left_to_llvm() -> None:
 def test_both_linkers_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     data = emit_object(MEMORY, TARGET)
 
-    def refuse(data: bytes) -> Image:
+    def refuse(*arguments: object) -> Image:
         raise UnsupportedError
 
     ours = load_object(data, TARGET, MEMORY)

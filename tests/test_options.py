@@ -19,16 +19,16 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_defaults() -> None:
-    assert current() == Options("auto", False, None, "host", "silent", 64, False, "auto")
+    assert current() == Options("auto", False, None, "host", "silent", 64, False, "auto", 0)
 
 
 def test_environment_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"mode": "interpret", "debug": "1", "dump": "there", "target": "x86-64-v3", "cache_size": "3"}
-    settings["kernel_cache"] = "there"
+    settings |= {"kernel_cache": "there", "threads": "2"}
     for name, text in settings.items():
         monkeypatch.setenv(VARIABLES[name], text)
     monkeypatch.setenv(VARIABLES["on_recompile"], "")
-    assert current() == Options("interpret", True, "there", "x86-64-v3", "silent", 3, False, "there")
+    assert current() == Options("interpret", True, "there", "x86-64-v3", "silent", 3, False, "there", 2)
 
 
 def test_blocks_over_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     (
         {"modus": "auto"},
         "options: there is no option 'modus'; expected one of mode, debug, dump, target, on_recompile, cache_size, "
-        "fastmath, kernel_cache",
+        "fastmath, kernel_cache, threads",
     ),
     ({"mode": "fast"}, "options: mode is 'fast': expected 'auto', 'native' or 'interpret'"),
     ({"mode": None}, "options: mode is None: expected 'auto', 'native' or 'interpret'"),
@@ -93,6 +93,9 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"cache_size": True}, "options: cache_size is True: expected an integer of at least 1"),
     ({"kernel_cache": ""}, 'options: kernel_cache is \'\': expected "auto", "off" or the path of a folder'),
     ({"kernel_cache": 7}, 'options: kernel_cache is 7: expected "auto", "off" or the path of a folder'),
+    ({"threads": -1}, 'options: threads is -1: expected an integer of at least 1, or "auto"'),
+    ({"threads": False}, 'options: threads is False: expected an integer of at least 1, or "auto"'),
+    ({"threads": "all"}, "options: threads is 'all': expected an integer of at least 1, or \"auto\""),
 ]
 
 
@@ -103,6 +106,12 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
 def test_ways_to_name_the_kernel_cache(given: object, meant: str) -> None:
     with options(kernel_cache=given) as inside:
         assert inside.kernel_cache == meant
+
+
+@pytest.mark.parametrize(("given", "meant"), [("auto", 0), (0, 0), ("0", 0), (3, 3), ("3", 3)])
+def test_ways_to_give_the_threads(given: object, meant: int) -> None:
+    with options(threads=given) as inside:
+        assert inside.threads == meant
 
 
 @pytest.mark.parametrize(("chosen", "text"), ERRORS)

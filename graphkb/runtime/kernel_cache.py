@@ -60,37 +60,42 @@ class CacheState:
 def compile_kernels(text: str, target: Target, options: Options, level: int = 2) -> Engine:
     """The engine of a module of LLVM text: one that lives already, one from disk, or a new one, which goes to disk.
 
-    It is freed when the last of those who compiled the same text drops it.
+    It is freed when the last of those who compiled the same text, for as many threads, drops it.
 
     Args:
         text: the module, from `Builder.module`.
         target: a machine that this process can run.
-        options: `kernel_cache` names the folder; `debug` tells what was found.
+        options: `kernel_cache` names the folder; `debug` tells what was found; `threads` limits its regions.
         level: LLVM's code generation effort, 0 to 3.
 
     Raises:
         RuntimeError: the text is not valid LLVM; the message is LLVM's.
     """
     from graphkb.codegen.engine import emit_object, load_object
+    from graphkb.runtime.threads import connect, limit_threads, thread_count
 
     start = time.perf_counter()
     key = _key(text, target, level)
-    engine = _engines.get(key)
+    known = connect(text, target, options)
+    shared = f"{key} {thread_count(options)}" if known else key
+    engine = _engines.get(shared)
     if engine is not None:
         _tell(options, "shared", key, 0, start)
         return engine
     folder = folder_of(options)
     data = _read(folder, key, options)
     if data is not None:
-        engine = load_object(data, target, text, level)
+        engine = load_object(data, target, text, level, known)
         _tell(options, "hit", key, len(data), start)
     else:
         data = emit_object(text, target, level=level)
         # What is kept is what runs: both ways lead through the same object file.
-        engine = load_object(data, target, text, level)
+        engine = load_object(data, target, text, level, known)
         _tell(options, "miss", key, len(data), start)
         _write(folder, key, data, options)
-    _engines[key] = engine
+    if known:
+        limit_threads(engine, options)
+    _engines[shared] = engine
     return engine
 
 

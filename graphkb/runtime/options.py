@@ -33,6 +33,8 @@ class Options:
         fastmath: let passes use algebra that holds for real numbers but not for every float.
         kernel_cache: the folder that keeps machine code for later processes. "auto" is graphkb/kernels in
             `$XDG_CACHE_HOME` or `~/.cache`; "off" keeps nothing.
+        threads: how many threads a function may use, its caller among them; results do not depend on it. 0, or "auto",
+            is what `graphkb.thread_count` says.
     """
 
     mode: str = "auto"
@@ -43,6 +45,7 @@ class Options:
     cache_size: int = 64
     fastmath: bool = False
     kernel_cache: str = "auto"
+    threads: int = 0
 
 
 VARIABLES = {
@@ -54,6 +57,7 @@ VARIABLES = {
     "cache_size": "GRAPHKB_CACHE_SIZE",
     "fastmath": "GRAPHKB_FASTMATH",
     "kernel_cache": "GRAPHKB_CACHE",
+    "threads": "GRAPHKB_NUM_THREADS",
 }
 """The environment variable of each option. One that is not set, or empty, leaves the default."""
 
@@ -113,6 +117,12 @@ def _count(value: object) -> int:
     return count
 
 
+def _threads(value: object) -> int:
+    with suppress(ValueError):
+        return 0 if value in ("auto", "0") or (value == 0 and value is not False) else _count(value)
+    raise ValueError('expected an integer of at least 1, or "auto"')
+
+
 _CHECKS: dict[str, Callable[[object], Any]] = {
     "mode": _choice(MODES),
     "debug": _flag,
@@ -122,6 +132,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "cache_size": _count,
     "fastmath": _flag,
     "kernel_cache": _kernel_cache,
+    "threads": _threads,
 }
 
 _override: ContextVar[Mapping[str, Any] | None] = ContextVar("graphkb_options", default=None)

@@ -89,13 +89,14 @@ class NativePlan(Plan):
     def __init__(self, graph: Graph, fused: Graph, target: Target, options: Options) -> None:
         from graphkb.codegen.builder import Builder
         from graphkb.codegen.program import make_program
+        from graphkb.codegen.threads import shared_pool
         from graphkb.runtime.kernel_cache import compile_kernels
         from graphkb.runtime.native_call import CallSpec
 
         super().__init__(graph)
         self.fused = fused
         self.program: Program = make_program(fused, target)
-        b = Builder(target)
+        b = Builder(target, parallel_for=shared_pool(target))
         self.program.emit(b, "run")
         self.llvm = b.module()
         self._engine: Engine = compile_kernels(self.llvm, target, options)
@@ -162,6 +163,7 @@ class MixedPlan(Plan):
     def __init__(self, graph: Graph, fused: Graph, target: Target, options: Options) -> None:
         from graphkb.codegen.builder import Builder
         from graphkb.codegen.program import Kernels, checks_of
+        from graphkb.codegen.threads import shared_pool
         from graphkb.runtime.kernel_cache import compile_kernels
 
         super().__init__(graph)
@@ -171,7 +173,7 @@ class MixedPlan(Plan):
             body: make_plan(body, options) for node in fused.nodes if is_control(node) for _, body in bodies(node)
         }
         native = [node for node in fused.nodes if node.op.kind == "fused"]
-        b = Builder(target)
+        b = Builder(target, parallel_for=shared_pool(target))
         for node in native:
             self._kernels.of(node)
         self._kernels.emit(b)

@@ -1,0 +1,508 @@
+"""The thread pool: LLVM IR of one function that shares a loop out among threads, on libc's pthreads and atomics.
+
+    void parallel_for(void (*body)(void *context, int64 begin, int64 end), void *context,
+                      int64 extent, int64 grain, int64 limit)
+
+calls `body` for ranges that cover 0 <= i < extent once, on at most `limit` threads, and returns when all are done.
+Ranges begin at multiples of `grain`. The caller works as well, so nothing ever waits for a thread to start. Whoever
+finds the pool taken by another thread, or calls from inside a body, does all the work alone.
+
+The extent is cut into parts of `grain`, and each thread of the crew has a word with its own share of them: the next one
+in the upper half, the end in the lower. Everyone claims from the front of its own word first, then from the others', a
+quarter of what is left at a time. A claim exchanges the whole word, and the job is read after it: so whoever
+claims, however late, does what the words say now, and no thread can do a part of a job that has ended.
+
+Workers watch a counter of jobs for about a tenth of a millisecond, giving way to other threads of the system, then they
+sleep. They are woken when there is enough to do. Workers take no signals.
+"""
+
+from __future__ import annotations
+
+from graphkb.codegen.target import Target
+
+POOL_SYMBOL = "graphkb_parallel_for"
+RESET_SYMBOL = "graphkb_pool_reset"
+WORKERS_SYMBOL = "graphkb_pool_workers"
+
+MOST_THREADS = 256
+"""Threads of one job at most, its caller among them."""
+
+# Looks at a counter between two offers to give way to other threads, and such offers before a worker sleeps.
+_LOOKS = 64
+_OFFERS = 128
+# Parts, each worth some microseconds, that pay for waking who sleeps.
+_WORTH_WAKING = 8
+# Sizes of pthread_mutex_t and pthread_cond_t are at most these everywhere.
+_MUTEX_BYTES = _CONDITION_BYTES = 64
+
+# SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV: a thread gets those for what it does itself.
+_FAULTS = {"linux": (4, 5, 7, 8, 11), "darwin": (4, 5, 10, 8, 11)}
+_SIG_SETMASK = {"linux": 2, "darwin": 3}
+
+
+def system_of(target: Target) -> str:
+    """The system whose pthreads a target has: "linux", "darwin", or "" where there is no pool."""
+    if "linux" in target.triple:
+        return "linux"
+    return "darwin" if "darwin" in target.triple or "macos" in target.triple else ""
+
+
+def emit_pool(target: Target, linkage: str = "", watch_forks: bool = False) -> str:
+    """The functions of the pool and its state, as LLVM IR without the line that names the target.
+
+    Args:
+        target: the machine and system; `system_of` must know it.
+        linkage: of the three functions: "" lets other modules call them.
+        watch_forks: let libc call `graphkb_pool_reset` in a forked child; else who embeds the pool has to.
+    """
+    system = system_of(target)
+    if not system:
+        raise ValueError(f"thread pool: there are no pthreads for {target.triple}")
+    pause, declare_pause = _pause(target)
+    keep, adopt, declare_float = _float_state(target)
+    faults = "\n".join(f"  %fault.{number} = call i32 @sigdelset(ptr %all, i32 {number})" for number in _FAULTS[system])
+    watch = "  %watched = call i32 @pthread_atfork(ptr null, ptr null, ptr @graphkb_pool_reset)" if watch_forks else ""
+    declare_watch = "declare i32 @pthread_atfork(ptr, ptr, ptr)" if watch_forks else ""
+    return _TEMPLATE.format(
+        linkage=f"{linkage} " if linkage else "",
+        most=MOST_THREADS,
+        looks=_LOOKS - 1,
+        patience=_LOOKS * _OFFERS,
+        worth=_WORTH_WAKING,
+        mutex=_MUTEX_BYTES,
+        condition=_CONDITION_BYTES,
+        set_mask=_SIG_SETMASK[system],
+        faults=faults,
+        pause=pause,
+        keep=keep,
+        adopt=adopt,
+        watch=watch,
+        declared="\n".join([declare_pause, declare_float, declare_watch]),
+    )
+
+
+def _pause(target: Target) -> tuple[str, str]:
+    """The instruction that tells the processor that a thread only waits, and its declaration."""
+    if target.is_x86:
+        return "  call void @llvm.x86.sse2.pause()", "declare void @llvm.x86.sse2.pause()"
+    if target.triple.startswith(("aarch64", "arm64")):
+        return "  call void @llvm.aarch64.hint(i32 1)", "declare void @llvm.aarch64.hint(i32)"
+    return "", ""
+
+
+def _float_state(target: Target) -> tuple[str, str, str]:
+    """Keeping the caller's rounding and treatment of denormals for a job, adopting it, and declarations."""
+    if target.is_x86:
+        return (
+            "  call void @llvm.x86.sse.stmxcsr(ptr @pool.float)",
+            "  call void @llvm.x86.sse.ldmxcsr(ptr @pool.float)",
+            "declare void @llvm.x86.sse.stmxcsr(ptr)\ndeclare void @llvm.x86.sse.ldmxcsr(ptr)",
+        )
+    if target.triple.startswith(("aarch64", "arm64")):
+        return (
+            "  %float = call i64 @llvm.aarch64.get.fpcr()\n  store i64 %float, ptr @pool.float",
+            "  %float = load i64, ptr @pool.float\n  call void @llvm.aarch64.set.fpcr(i64 %float)",
+            "declare i64 @llvm.aarch64.get.fpcr()\ndeclare void @llvm.aarch64.set.fpcr(i64)",
+        )
+    return "", "", ""
+
+
+# What different threads write to lies in cache lines, or pairs of them, of its own.
+_TEMPLATE = """
+%bed = type {{ [{mutex} x i8], [{condition} x i8], i64, [56 x i8] }}
+@pool.busy = internal global i64 0, align 128
+@pool.jobs = internal global i64 0, align 128
+@pool.pending = internal global i64 0, align 128
+@pool.sleepers = internal global i64 0, align 128
+@pool.body = internal global ptr null, align 128
+@pool.context = internal global ptr null
+@pool.extent = internal global i64 0
+@pool.share = internal global i64 0
+@pool.crew = internal global i64 0
+@pool.float = internal global i64 0
+@pool.workers = internal global i64 0, align 128
+@pool.most = internal global i64 {most}
+@pool.credit = internal global i64 0
+@pool.watched = internal global i64 0
+@pool.parts = internal global [{most} x [16 x i64]] zeroinitializer, align 128
+@pool.beds = internal global [{most} x %bed] zeroinitializer, align 64
+
+define {linkage}void @graphkb_parallel_for(ptr %body, ptr %context, i64 %extent, i64 %grain, i64 %limit) nounwind {{
+start:
+  %short = icmp sle i64 %extent, %grain
+  %single = icmp slt i64 %limit, 2
+  %alone = or i1 %short, %single
+  br i1 %alone, label %serial, label %ask
+
+ask:
+  %seen = load atomic i64, ptr @pool.busy monotonic, align 8
+  %occupied = icmp ne i64 %seen, 0
+  br i1 %occupied, label %serial, label %take
+
+take:
+  %taken = cmpxchg ptr @pool.busy, i64 0, i64 1 acquire monotonic
+  %ours = extractvalue {{ i64, i1 }} %taken, 1
+  br i1 %ours, label %plan, label %serial
+
+serial:
+  call void %body(ptr %context, i64 0, i64 %extent)
+  ret void
+
+plan:
+  ; Parts are counted in 31 bits: where there would be more, each is a multiple of the grain.
+  %last = sub i64 %extent, 1
+  %many = udiv i64 %last, %grain
+  %excess = lshr i64 %many, 30
+  %multiple = add i64 %excess, 1
+  %share = mul i64 %grain, %multiple
+  %last.part = udiv i64 %last, %share
+  %parts = add i64 %last.part, 1
+  %few = call i64 @llvm.umin.i64(i64 %limit, i64 %parts)
+  %most = load i64, ptr @pool.most
+  %wish = call i64 @llvm.umin.i64(i64 %few, i64 %most)
+  %workers = load i64, ptr @pool.workers
+  %threads = add i64 %workers, 1
+  %credit.before = load i64, ptr @pool.credit
+  %credit = add i64 %credit.before, %parts
+  store i64 %credit, ptr @pool.credit
+  %worth = icmp uge i64 %credit, {worth}
+  %lacking = icmp ult i64 %threads, %wish
+  %hire = and i1 %worth, %lacking
+  br i1 %hire, label %grow, label %gather
+
+grow:
+  %grown = call i64 @pool.grow(i64 %wish)
+  %more = add i64 %grown, 1
+  br label %gather
+
+gather:
+  %able = phi i64 [ %threads, %plan ], [ %more, %grow ]
+  %crew = call i64 @llvm.umin.i64(i64 %wish, i64 %able)
+  %none = icmp ult i64 %crew, 2
+  br i1 %none, label %decline, label %publish
+
+decline:
+  store atomic i64 0, ptr @pool.busy release, align 8
+  br label %serial
+
+publish:
+  store ptr %body, ptr @pool.body
+  store ptr %context, ptr @pool.context
+  store i64 %extent, ptr @pool.extent
+  store i64 %share, ptr @pool.share
+  store atomic i64 %crew, ptr @pool.crew monotonic, align 8
+{keep}
+  store atomic i64 %parts, ptr @pool.pending monotonic, align 8
+  br label %deal
+
+deal:
+  %member = phi i64 [ 0, %publish ], [ %following, %deal ]
+  %from = phi i64 [ 0, %publish ], [ %until, %deal ]
+  %following = add i64 %member, 1
+  %scaled = mul i64 %following, %parts
+  %until = udiv i64 %scaled, %crew
+  %upper = shl i64 %from, 32
+  %own = or i64 %upper, %until
+  %own.at = getelementptr [16 x i64], ptr @pool.parts, i64 %member
+  store atomic i64 %own, ptr %own.at release, align 8
+  %dealt = icmp eq i64 %following, %crew
+  br i1 %dealt, label %announce, label %deal
+
+announce:
+  %job = atomicrmw add ptr @pool.jobs, i64 1 seq_cst
+  %sleepers = load atomic i64, ptr @pool.sleepers seq_cst, align 8
+  %awake = icmp eq i64 %sleepers, 0
+  br i1 %awake, label %forget, label %consider
+
+forget:
+  store i64 0, ptr @pool.credit
+  br label %lead
+
+consider:
+  br i1 %worth, label %wake, label %lead
+
+wake:
+  store i64 0, ptr @pool.credit
+  call void @pool.wake(i64 %crew)
+  br label %lead
+
+lead:
+  call void @pool.work(i64 0, i64 %crew)
+  br label %wait
+
+wait:
+  %looks = phi i64 [ 1, %lead ], [ %looks.next, %look ]
+  %left = load atomic i64, ptr @pool.pending acquire, align 8
+  %done = icmp eq i64 %left, 0
+  br i1 %done, label %leave, label %linger
+
+linger:
+{pause}
+  %rest = and i64 %looks, {looks}
+  %tired = icmp eq i64 %rest, 0
+  br i1 %tired, label %offer, label %look
+
+offer:
+  %offered = call i32 @sched_yield()
+  br label %look
+
+look:
+  %looks.next = add i64 %looks, 1
+  br label %wait
+
+leave:
+  store atomic i64 0, ptr @pool.busy release, align 8
+  ret void
+}}
+
+; Claim parts and do them until all words are used up, beginning with the one of thread `self`.
+define internal void @pool.work(i64 %self, i64 %crew) nounwind {{
+start:
+  br label %turn
+
+turn:
+  %k = phi i64 [ 0, %start ], [ %k.next, %empty ]
+  %sum = add i64 %self, %k
+  %over = icmp uge i64 %sum, %crew
+  %wrapped = sub i64 %sum, %crew
+  %whose = select i1 %over, i64 %wrapped, i64 %sum
+  %at = getelementptr [16 x i64], ptr @pool.parts, i64 %whose
+  br label %look
+
+look:
+  %word = load atomic i64, ptr %at monotonic, align 8
+  %next = lshr i64 %word, 32
+  %end = and i64 %word, 4294967295
+  %left = sub i64 %end, %next
+  %some = icmp sgt i64 %left, 0
+  br i1 %some, label %claim, label %empty
+
+claim:
+  %quarter = lshr i64 %left, 2
+  %count = call i64 @llvm.umax.i64(i64 %quarter, i64 1)
+  %step = shl i64 %count, 32
+  %rest = add i64 %word, %step
+  %exchanged = cmpxchg ptr %at, i64 %word, i64 %rest acquire monotonic
+  %claimed = extractvalue {{ i64, i1 }} %exchanged, 1
+  br i1 %claimed, label %run, label %look
+
+run:
+{adopt}
+  %body = load ptr, ptr @pool.body
+  %context = load ptr, ptr @pool.context
+  %extent = load i64, ptr @pool.extent
+  %share = load i64, ptr @pool.share
+  %begin = mul i64 %next, %share
+  %beyond = add i64 %next, %count
+  %stop = mul i64 %beyond, %share
+  %until = call i64 @llvm.smin.i64(i64 %stop, i64 %extent)
+  call void %body(ptr %context, i64 %begin, i64 %until)
+  %before = atomicrmw sub ptr @pool.pending, i64 %count release
+  br label %look
+
+empty:
+  %k.next = add i64 %k, 1
+  %all = icmp uge i64 %k.next, %crew
+  br i1 %all, label %stop.here, label %turn
+
+stop.here:
+  ret void
+}}
+
+define internal ptr @pool.worker(ptr %number) nounwind {{
+start:
+  %self = ptrtoint ptr %number to i64
+  %mutex = getelementptr %bed, ptr @pool.beds, i64 %self, i32 0
+  %condition = getelementptr %bed, ptr @pool.beds, i64 %self, i32 1
+  %asleep = getelementptr %bed, ptr @pool.beds, i64 %self, i32 2
+  br label %watch
+
+watch:
+  %seen = phi i64 [ -1, %start ], [ %seen, %again ], [ %job, %notice ], [ %job, %join ], [ %seen, %rise ]
+  %idle = phi i64 [ 1, %start ], [ %idle.next, %again ], [ %idle, %notice ], [ 1, %join ], [ 1, %rise ]
+  %job = load atomic i64, ptr @pool.jobs acquire, align 8
+  %old = icmp eq i64 %job, %seen
+  br i1 %old, label %linger, label %notice
+
+notice:
+  %crew = load atomic i64, ptr @pool.crew monotonic, align 8
+  %wanted = icmp ult i64 %self, %crew
+  br i1 %wanted, label %join, label %watch
+
+join:
+  call void @pool.work(i64 %self, i64 %crew)
+  br label %watch
+
+linger:
+{pause}
+  %rest = and i64 %idle, {looks}
+  %tired = icmp eq i64 %rest, 0
+  br i1 %tired, label %offer, label %again
+
+offer:
+  %offered = call i32 @sched_yield()
+  %bored = icmp uge i64 %idle, {patience}
+  br i1 %bored, label %lie_down, label %again
+
+again:
+  %idle.next = add i64 %idle, 1
+  br label %watch
+
+lie_down:
+  ; First tell that one sleeps, then look once more: who announces a job does these two the other way round.
+  %locked = call i32 @pthread_mutex_lock(ptr %mutex)
+  store atomic i64 1, ptr %asleep seq_cst, align 8
+  %others = atomicrmw add ptr @pool.sleepers, i64 1 seq_cst
+  br label %sleep
+
+sleep:
+  %job.now = load atomic i64, ptr @pool.jobs seq_cst, align 8
+  %nothing = icmp eq i64 %job.now, %seen
+  br i1 %nothing, label %dream, label %rise
+
+dream:
+  %woken = call i32 @pthread_cond_wait(ptr %condition, ptr %mutex)
+  br label %sleep
+
+rise:
+  %fewer = atomicrmw sub ptr @pool.sleepers, i64 1 seq_cst
+  store atomic i64 0, ptr %asleep monotonic, align 8
+  %unlocked = call i32 @pthread_mutex_unlock(ptr %mutex)
+  br label %watch
+}}
+
+; Wake those of a crew that sleep.
+define internal void @pool.wake(i64 %crew) nounwind {{
+start:
+  br label %test
+
+test:
+  %member = phi i64 [ 1, %start ], [ %member.next, %next ]
+  %all = icmp uge i64 %member, %crew
+  br i1 %all, label %end, label %look
+
+look:
+  %asleep.at = getelementptr %bed, ptr @pool.beds, i64 %member, i32 2
+  %asleep = load atomic i64, ptr %asleep.at seq_cst, align 8
+  %awake = icmp eq i64 %asleep, 0
+  br i1 %awake, label %next, label %call
+
+call:
+  ; With the mutex in between, the worker either has seen the job or waits already.
+  %mutex = getelementptr %bed, ptr @pool.beds, i64 %member, i32 0
+  %condition = getelementptr %bed, ptr @pool.beds, i64 %member, i32 1
+  %locked = call i32 @pthread_mutex_lock(ptr %mutex)
+  %unlocked = call i32 @pthread_mutex_unlock(ptr %mutex)
+  %signaled = call i32 @pthread_cond_signal(ptr %condition)
+  br label %next
+
+next:
+  %member.next = add i64 %member, 1
+  br label %test
+
+end:
+  ret void
+}}
+
+; Start workers until a crew of `wish` is there or the system refuses; returns how many workers there are.
+define internal i64 @pool.grow(i64 %wish) nounwind {{
+start:
+  %all = alloca [128 x i8], align 16
+  %before = alloca [128 x i8], align 16
+  %thread = alloca i64, align 8
+  %watched.before = load i64, ptr @pool.watched
+  %unwatched = icmp eq i64 %watched.before, 0
+  br i1 %unwatched, label %watch, label %block
+
+watch:
+{watch}
+  store i64 1, ptr @pool.watched
+  br label %block
+
+block:
+  %filled = call i32 @sigfillset(ptr %all)
+{faults}
+  %blocked = call i32 @pthread_sigmask(i32 {set_mask}, ptr %all, ptr %before)
+  br label %test
+
+test:
+  %workers = load i64, ptr @pool.workers
+  %number = add i64 %workers, 1
+  %enough = icmp uge i64 %number, %wish
+  br i1 %enough, label %end, label %hire
+
+hire:
+  %mutex = getelementptr %bed, ptr @pool.beds, i64 %number, i32 0
+  %condition = getelementptr %bed, ptr @pool.beds, i64 %number, i32 1
+  %mutex.made = call i32 @pthread_mutex_init(ptr %mutex, ptr null)
+  %condition.made = call i32 @pthread_cond_init(ptr %condition, ptr null)
+  %argument = inttoptr i64 %number to ptr
+  %status = call i32 @pthread_create(ptr %thread, ptr null, ptr @pool.worker, ptr %argument)
+  %made = icmp eq i32 %status, 0
+  br i1 %made, label %keep, label %refused
+
+keep:
+  %id = load i64, ptr %thread
+  %detached = call i32 @pthread_detach(i64 %id)
+  store i64 %number, ptr @pool.workers
+  br label %test
+
+refused:
+  store i64 %number, ptr @pool.most
+  br label %end
+
+end:
+  %unblocked = call i32 @pthread_sigmask(i32 {set_mask}, ptr %before, ptr null)
+  %hired = load i64, ptr @pool.workers
+  ret i64 %hired
+}}
+
+; In a forked child no worker runs: begin anew.
+define {linkage}void @graphkb_pool_reset() nounwind {{
+start:
+  store i64 0, ptr @pool.sleepers
+  store i64 0, ptr @pool.pending
+  store i64 0, ptr @pool.workers
+  store i64 {most}, ptr @pool.most
+  store i64 0, ptr @pool.credit
+  br label %clear
+
+clear:
+  %member = phi i64 [ 0, %start ], [ %member.next, %clear ]
+  %part = getelementptr [16 x i64], ptr @pool.parts, i64 %member
+  store i64 0, ptr %part
+  %asleep = getelementptr %bed, ptr @pool.beds, i64 %member, i32 2
+  store i64 0, ptr %asleep
+  %member.next = add i64 %member, 1
+  %more = icmp ult i64 %member.next, {most}
+  br i1 %more, label %clear, label %free
+
+free:
+  store atomic i64 0, ptr @pool.busy release, align 8
+  ret void
+}}
+
+; How many workers have been started.
+define {linkage}i64 @graphkb_pool_workers() nounwind {{
+start:
+  %workers = load i64, ptr @pool.workers
+  ret i64 %workers
+}}
+
+declare i64 @llvm.umin.i64(i64, i64)
+declare i64 @llvm.umax.i64(i64, i64)
+declare i64 @llvm.smin.i64(i64, i64)
+declare i32 @sched_yield()
+declare i32 @sigfillset(ptr)
+declare i32 @sigdelset(ptr, i32)
+declare i32 @pthread_sigmask(i32, ptr, ptr)
+declare i32 @pthread_create(ptr, ptr, ptr, ptr)
+declare i32 @pthread_detach(i64)
+declare i32 @pthread_mutex_init(ptr, ptr)
+declare i32 @pthread_mutex_lock(ptr)
+declare i32 @pthread_mutex_unlock(ptr)
+declare i32 @pthread_cond_init(ptr, ptr)
+declare i32 @pthread_cond_wait(ptr, ptr)
+declare i32 @pthread_cond_signal(ptr)
+{declared}
+"""
