@@ -78,6 +78,11 @@ class Body(Values):
     """The statements of one kernel, written in order."""
 
     def run(self, body: Sequence[Stmt]) -> None:
+        stores = [statement for statement in body if isinstance(statement, Store)]
+        if len(stores) == len(body) > 1:
+            # Several results of one round: one may be written over what another reads.
+            for store in stores:
+                self.value(store.value)
         for statement in body:
             match statement:
                 case For():

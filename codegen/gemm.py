@@ -63,9 +63,9 @@ class Gemm(Product):
         return f"{self.tiling}\n{self.m.name} {self.n.name} {self.k.name}\n{self.nest.signature}"
 
     @property
-    def in_place(self) -> set[int]:
+    def in_place(self) -> dict[int, set[int]]:
         """The inputs whose memory C may take: each element is read only where C's is then written."""
-        return set() if self.tiling.overlap else self.replaceable
+        return {self.buffers[-1].position: set() if self.tiling.overlap else self.replaceable}
 
     # ------------------------------------------------------------------ scratch
     @property

@@ -12,7 +12,7 @@ Expressions are shared, not copied: a kernel is a graph of them, and identity is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -253,12 +253,12 @@ class NativeKernel(Protocol):
 
     Attributes:
         name: of its function, `void name(ptr buffer..., [ptr scratch,] i64 size...)`.
-        buffers: its parameters; the last one is written.
+        buffers: its parameters; the written ones come last.
         origins: the user's lines that it comes from.
         symbols: the unknown sizes that it is told at every call, sorted by name.
         signature: all that decides its machine code: kernels with equal signatures share one function.
         scratch: bytes of memory that a call works in, 0 for none; the parameter exists only if there are any.
-        in_place: the inputs whose memory the output may take.
+        in_place: for each written buffer the inputs whose memory it may take.
     """
 
     @property
@@ -274,7 +274,7 @@ class NativeKernel(Protocol):
     @property
     def scratch(self) -> Dim: ...
     @property
-    def in_place(self) -> set[int]: ...
+    def in_place(self) -> dict[int, set[int]]: ...
 
     def renamed(self, name: str) -> NativeKernel:
         """The same kernel under another name."""
@@ -333,12 +333,13 @@ class Kernel:
         return 0
 
     @cached_property
-    def in_place(self) -> set[int]:
-        """The inputs whose memory the output may take: each element is read only where it is then written."""
+    def in_place(self) -> dict[int, set[int]]:
+        """For each written buffer the inputs whose memory it may take: read only where it is then written."""
         stores = [s for s in walk(self.body) if isinstance(s, Store)]
-        if len(stores) != 1 or any(isinstance(s, Reduce | Deposit) for s in walk(self.body)):
-            return set()
-        return matching_loads(stores[0])
+        written = [b.position for b in self.buffers if b.written]
+        if len(stores) != len(written) or any(isinstance(s, Reduce | Deposit) for s in walk(self.body)):
+            return {position: set() for position in written}
+        return {store.buffer.position: matching_loads(store, stores) for store in stores}
 
     def renamed(self, name: str) -> Kernel:
         """The same kernel under another name."""
@@ -407,11 +408,11 @@ def operands_first(root: LoopExpr, seen: set[LoopExpr]) -> Iterator[LoopExpr]:
             stack.extend((arg, False) for arg in reversed(operands_of(expr)))
 
 
-def matching_loads(store: Store) -> set[int]:
-    """The buffers that a store's value reads only at the very place that is stored, in items of the same width."""
+def matching_loads(store: Store, others: Sequence[Store] = ()) -> set[int]:
+    """The buffers that a store and others of its round read only at its own place, in items of the same width."""
     fits: dict[int, bool] = {}
     width = NUMPY_DTYPE[store.buffer.dtype].itemsize
-    for expr in expressions([store]):
+    for expr in expressions([store, *others]):
         if isinstance(expr, Load):
             same = expr.index == store.index and NUMPY_DTYPE[expr.dtype].itemsize == width
             fits[expr.buffer.position] = fits.get(expr.buffer.position, True) and same

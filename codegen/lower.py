@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from graphkb.codegen.gemm import match_gemm
 from graphkb.codegen.loops import (
     Accumulator,
@@ -51,12 +53,17 @@ _KEEP_ABOVE = 8
 
 # ---------------------------------------------------------------------------------------------- kernels
 def lower(body: Graph, name: str, target: Target) -> NativeKernel:
-    """The kernel of a fused graph: its inputs become the first buffers, its one output the last."""
-    (root,) = body.outputs
+    """The kernel of a fused graph: its inputs become the first buffers, its outputs the last."""
     buffers = [Buffer(i, f"in{i}", p.dtype, p.type.size) for i, p in enumerate(body.inputs)]
-    out = Buffer(len(buffers), "out", root.dtype, root.type.size, written=True)
     named = dict(zip(body.inputs, buffers))
     origins = tuple(dict.fromkeys(n.origin for n in body.nodes if n.origin is not None))
+    if len(body.outputs) > 1:
+        outs = [
+            Buffer(len(buffers) + i, f"out{i}", n.dtype, n.type.size, written=True) for i, n in enumerate(body.outputs)
+        ]
+        return Kernel(name, (*buffers, *outs), tuple(lower_several(body, named, outs, target)), origins)
+    (root,) = body.outputs
+    out = Buffer(len(buffers), "out", root.dtype, root.type.size, written=True)
     if any(is_matrix_product(n) for n in body.nodes) and not rows_of(body):
         return _lower_product(root, name, named, out, origins, target)
     if root.op.name in ("pad", "pad_value") and root not in named:
@@ -72,6 +79,19 @@ def lower(body: Graph, name: str, target: Target) -> NativeKernel:
     else:
         statements = _lower_nest(root, named, out, Affine(), strides(root.shape), target)
     return Kernel(name, (*buffers, out), tuple(statements), origins)
+
+
+def lower_several(body: Graph, named: dict[Node, Buffer], outs: Sequence[Buffer], target: Target) -> list[Stmt]:
+    """Loops over one index space that compute several results of it, and what they share once."""
+    shape = body.outputs[0].shape
+    reader = Reader(named)
+    axes = [Var(f"i{axis}", n) for axis, n in enumerate(shape)]
+    index = tuple(map(along, axes))
+    stores: list[Stmt] = [
+        Store(out, linear(shape, index), reader.read(root, index)) for out, root in zip(outs, body.outputs)
+    ]
+    kept, stores = collapse([v for v in axes if v.extent != 1], stores)
+    return schedule_map(kept, stores, target)
 
 
 def is_matrix_product(node: Node) -> bool:

@@ -15,7 +15,8 @@ from graphkb.ir.dims import Dim, Symbol
 from graphkb.ir.graph import Graph, graph_symbols
 from graphkb.ir.leaves import VariableCell
 from graphkb.ir.node import Node
-from graphkb.ir.types import TensorType
+from graphkb.ir.types import TensorType, TupleType
+from graphkb.ops.control import items
 from graphkb.passes.plan_memory import MemoryPlan, Request, plan_memory
 
 # Calls in one function: LLVM's effort grows faster than a function's length.
@@ -33,11 +34,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Call:
-    """One kernel with the values that it reads and the one that it writes."""
+    """One kernel with the values that it reads and those that it writes."""
 
     kernel: NativeKernel
     operands: tuple[Node, ...]
-    node: Node | None
+    results: tuple[Node, ...]
     # Copies name their memory outright.
     source: Node | None = None
     target: Place | None = None
@@ -60,6 +61,11 @@ def interpreted_nodes(graph: Graph) -> list[Node]:
     """The nodes of a fused graph that have no kernel."""
     # An item is part of the loop or branch that it is taken from.
     return [n for n in graph.nodes if n.op.kind not in ("leaf", "fused") and n.op.name != "item" and not is_alias(n)]
+
+
+def results_of(node: Node) -> tuple[Node, ...]:
+    """The values that a fused node stores: itself, or its items."""
+    return items(node) if isinstance(node.type, TupleType) else (node,)
 
 
 def checks_of(node: Node) -> list[Node]:
@@ -206,7 +212,7 @@ class Program:
             operands = ", ".join(f"{type_of(v)} {v.name}" for v in values)
             for i, chunk in enumerate(chunks):
                 status = b.fresh(f"call i32 @{name}.{i}({operands})", "int32")
-                if any(call.node in self.checks for call in chunk):
+                if any(self.checks.intersection(call.results) for call in chunk):
                     _stop_if(b, b.icmp("ne", status, b.const(0, "int32")))
             b.ret(b.const(0, "int32"))
 
@@ -229,13 +235,13 @@ class Program:
 
         for call in calls:
             pointers = [address(self.places[base_of(n)]) for n in call.operands]
-            target = call.target or self.places[call.node]  # type: ignore[index]
+            targets = [call.target] if call.target else [self.places[n] for n in call.results]
             dims = [evaluate.symbols[s] for s in call.kernel.symbols]
-            pointers += [address(target), *([address(call.scratch)] if call.scratch else [])]
+            pointers += map(address, [*targets, *([call.scratch] if call.scratch else [])])
             operands = ", ".join(f"{type_of(v)} {v.name}" for v in (*pointers, *dims))
             b.line(f"call void @{call.kernel.name}({operands})")
-            if call.node in self.checks:
-                _stop_if(b, b.load(address(target), "bool"))
+            for check in self.checks.intersection(call.results):
+                _stop_if(b, b.load(address(self.places[check]), "bool"))
         b.ret(b.const(0, "int32"))
 
 
@@ -253,6 +259,14 @@ def make_program(graph: Graph, target: Target) -> Program:
     program = Program(graph, Kernels(target))
     _Planner(program).run()
     return program
+
+
+def _replaceable(call: Call, result: Node) -> list[Node]:
+    """The operands of a call whose memory one of its results may take."""
+    kernel = call.kernel
+    free = kernel.in_place[len(call.operands) + call.results.index(result)]
+    kept = {operand for i, operand in enumerate(call.operands) if i not in free}
+    return [operand for operand in dict.fromkeys(call.operands) if operand not in kept]
 
 
 class _Planner:
@@ -277,7 +291,8 @@ class _Planner:
         nodes = [node for node in graph.nodes if node.op.kind == "fused"]
         program.checks = frozenset([check for node in nodes for check in checks_of(node)])
         calls = [
-            Call(program.kernels.of(node), tuple(map(base_of, node.inputs)), node) for node in self._checks_first(nodes)
+            Call(program.kernels.of(node), tuple(map(base_of, node.inputs)), results_of(node))
+            for node in self._checks_first(nodes)
         ]
         self._outputs()
         self._updates(calls)
@@ -289,12 +304,12 @@ class _Planner:
         early = set(self.program.checks)
         for node in reversed(nodes):
             if node in early:
-                early.update(map(base_of, node.inputs))
+                early.update([b.inputs[0] if b.op.name == "item" else b for b in map(base_of, node.inputs)])
         return [n for n in nodes if n in early] + [n for n in nodes if n not in early]
 
     def _copy(self, source: Node, target: Place) -> Call:
         kernel = self.program.kernels.copy(source.type)
-        return Call(kernel, (source,), None, source, target)
+        return Call(kernel, (source,), (), source, target)
 
     def _outputs(self) -> None:
         for i, node in enumerate(self.graph.outputs):
@@ -310,8 +325,8 @@ class _Planner:
         readers: dict[Node, int] = {}  # the last call that reads a node
         written: dict[Node, int] = {}
         for position, call in enumerate(calls):
-            assert call.node is not None
-            written[call.node] = position
+            for result in call.results:
+                written[result] = position
             for operand in call.operands:
                 readers[operand] = position
         checked = max([written[check] for check in self.program.checks], default=-1)
@@ -350,7 +365,7 @@ class _Planner:
 
             held = self.saved[variable] = stop_gradient(variable)
             kernel = self.program.kernels.copy(variable.type)
-            self.first.append(Call(kernel, (variable,), held))
+            self.first.append(Call(kernel, (variable,), (held,)))
         return self.saved[variable]
 
     def _may_overwrite(self, variable: Node, base: Node, call: Call, position: int, readers: dict[Node, int]) -> bool:
@@ -360,8 +375,7 @@ class _Planner:
         last = readers.get(variable, -1)
         if last != position:
             return last < position
-        at = [i for i, operand in enumerate(call.operands) if operand is variable]
-        return set(at) <= call.kernel.in_place
+        return variable in _replaceable(call, base)
 
     def _workspace(self) -> None:
         """Places for all values that lie nowhere yet; a kernel may write over an operand that dies with it."""
@@ -371,23 +385,21 @@ class _Planner:
         for position, call in enumerate(calls):
             for operand in call.operands:
                 dies[operand] = position
-            if call.node is not None and call.node not in self.places:
-                born[call.node] = position
-                dies.setdefault(call.node, position)
+            for result in call.results:
+                if result not in self.places:
+                    born[result] = position
+                    dies.setdefault(result, position)
         heir: dict[Node, Node] = {}  # a value that takes over an operand's memory
         for position, call in enumerate(calls):
-            if call.node not in born:
-                continue
-            free = call.kernel.in_place
-            for operand in call.operands:
-                if (
-                    operand in born
-                    and all(j in free for j, other in enumerate(call.operands) if other is operand)
-                    and dies[operand] == position
-                    and operand.type.nbytes == (call.node.type.nbytes)
-                ):
-                    heir[call.node] = heir.get(operand, operand)
-                    break
+            dying = {operand for operand in call.operands if operand in born and dies[operand] == position}
+            for result in call.results:
+                if result not in born:
+                    continue
+                for operand in _replaceable(call, result):
+                    if operand in dying and operand.type.nbytes == result.type.nbytes:
+                        heir[result] = heir.get(operand, operand)
+                        dying.discard(operand)
+                        break
         spans: dict[Node, list[int]] = {}
         for node in born:
             owner = heir.get(node, node)

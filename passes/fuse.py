@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -9,9 +10,11 @@ from graphkb.ir.dims import Dim, product
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node, remake
 from graphkb.ir.origin import set_override
+from graphkb.ops.control import item
 from graphkb.ops.fused import fused
 from graphkb.ops.leaf import placeholder
 from graphkb.passes.guard_indices import GuardIndices
+from graphkb.passes.merge_kernels import Unit, merge_kernels
 from graphkb.passes.row_axes import (
     COLUMN,
     OTHER,
@@ -255,27 +258,67 @@ class _Groups:
 
     # ------------------------------------------------------------------ building
     def rebuild(self) -> Graph:
-        new: dict[Node, Node] = {}
-        for node in self.graph.nodes:
-            if node.op.kind == "leaf":
-                new[node] = node
-            elif node in self.stored:
-                group = self.stored[node]
-                if group is None:
-                    new[node] = remake(node, tuple([new[i] for i in node.inputs]))
-                else:
-                    new[node] = self._fused(node, group, new)
+        new = {node: node for node in self.graph.nodes if node.op.kind == "leaf"}
+        units = [self._unit(node) for node in self.graph.nodes if node in self.stored]
+        kernels = merge_kernels(units, self.most_nodes)
+        kernel_of = {unit.root: i for i, kernel in enumerate(kernels) for unit in kernel}
+        needed = set(self.roots)
+        for unit in units:
+            needed.update(o for o in unit.operands if kernel_of.get(o) != kernel_of[unit.root])
+        for kernel in kernels:
+            root = kernel[0].root
+            if self.stored[root] is None:
+                new[root] = remake(root, tuple([new[i] for i in root.inputs]))
+            else:
+                self._fused([u.root for u in kernel if u.root in needed], kernel, new)
         return self.graph.with_roots([new[r] for r in self.graph.roots])
 
-    def _fused(self, root: Node, group: _Group, new: dict[Node, Node]) -> Node:
+    def _unit(self, root: Node) -> Unit:
+        """A stored node with what it computes and reads."""
+        group, position = self.stored[root], self.position[root]
+        if group is None:
+            return Unit(root, position, (), tuple(dict.fromkeys(root.inputs)))
+        members = self._members(root, group)
+        inside = set(members)
+        read = {i: None for node in members for i in node.inputs if i not in inside}
+        operands = tuple([i for i in read if not self._is_computed(i, members)])
+        space = self._space(group)
+        inline: frozenset[Node] = frozenset()
+        if space is not None:
+            inline = frozenset([i for i in operands if self._reads_in_place(i, group)])
+        return Unit(root, position, members, operands, space, tuple([i for i in operands if i in inline]), inline)
+
+    def _is_computed(self, node: Node, members: Sequence[Node]) -> bool:
+        """Whether the kernel of some members makes a leaf by itself."""
+        if node.op.kind != "leaf" or not is_inline_leaf(node):
+            return False
+        return not any(user.op.name == "gather" and node is user.inputs[0] for user in members)
+
+    def _space(self, group: _Group) -> Hashable:
+        """What the loops of a kernel run over, where several such kernels can be one; None where they can not."""
+        root = group.root
+        guards = any(user.op.name == "guard" and root is user.inputs[1] for user in self.users[root])
+        if group.core is not None or root.op.name in SCATTERED or guards:
+            return None
+        return ("map", root.shape)
+
+    def _reads_in_place(self, node: Node, group: _Group) -> bool:
+        """Whether a kernel reads an operand only at the place that it writes."""
+        if any(user in group.rounds and must_stand(node, user) for user in self.users[node]):
+            return False
+        return node.shape == group.root.shape and self._axes(node, group) == result_axes(group.root)
+
+    def _fused(self, roots: Sequence[Node], kernel: Sequence[Unit], new: dict[Node, Node]) -> None:
+        """Make the node of one kernel, and of each of its results where there are several."""
         params: dict[Node, Node] = {}
         built: dict[Node, Node] = {}
+        operands = dict.fromkeys([o for unit in kernel for o in unit.operands])
+        members = sorted({m for unit in kernel for m in unit.members}, key=self.position.__getitem__)
 
-        def operand(node: Node, user: Node) -> Node:
+        def operand(node: Node) -> Node:
             if node in built:
                 return built[node]
-            source = user.op.name == "gather" and node is user.inputs[0]
-            if node.op.kind == "leaf" and is_inline_leaf(node) and not source:
+            if node not in operands:
                 return node
             if node not in params:
                 previous = set_override(node.origin)
@@ -283,10 +326,12 @@ class _Groups:
                 set_override(previous)
             return params[node]
 
-        for node in self._members(root, group):
-            built[node] = remake(node, tuple([operand(i, node) for i in node.inputs]))
-        body = Graph(tuple(params.values()), (built[root],), name="body")
-        return fused(tuple([new[p] for p in params]), body)
+        for node in members:
+            built[node] = remake(node, tuple([operand(i) for i in node.inputs]))
+        body = Graph(tuple(params.values()), tuple([built[r] for r in roots]), name="body")
+        made = fused(tuple([new[p] for p in params]), body)
+        for i, root in enumerate(roots):
+            new[root] = made if len(roots) == 1 else item(made, i)
 
     def _members(self, root: Node, group: _Group) -> list[Node]:
         """The nodes of a kernel in topological order."""

@@ -29,7 +29,7 @@ def kernels(*outputs: Node) -> list[list[str]]:
     for node in fused.nodes:
         if node.op.kind == "fused":
             found.append([n.op.name for n in node.attrs["body"].nodes if n.op.kind != "leaf"])
-        elif node.op.kind != "leaf":
+        elif node.op.kind != "leaf" and node.op.name != "item":
             found.append([f"({node.op.name})"])
     return found
 
@@ -51,13 +51,13 @@ def test_an_element_wise_chain_is_one_kernel() -> None:
 def test_a_value_that_two_kernels_need_is_stored_when_it_is_costly() -> None:
     x = x_(4, 5)
     t = e.tanh(x)
-    assert kernels(t + 1, t * t) == [["tanh"], ["add"], ["mul"]]
+    assert kernels(t + 1, shape.transpose(t, (1, 0)) + 1) == [["tanh", "add"], ["transpose", "add"]]
 
 
 def test_a_cheap_value_is_computed_twice() -> None:
-    x = x_(4, 5)
+    x, y = x_(4, 5), x_(5, 4, name="y")
     t = x + 1
-    assert kernels(e.tanh(t), e.exp(t)) == [["add", "tanh"], ["add", "exp"]]
+    assert kernels(e.tanh(t), y * shape.transpose(t, (1, 0))) == [["add", "tanh"], ["add", "transpose", "mul"]]
 
 
 def test_a_costly_value_is_not_computed_for_every_row() -> None:
@@ -209,4 +209,4 @@ def test_kernels_are_no_longer_than_allowed(count: int) -> None:
 def test_outputs_that_feed_kernels_are_stored_once() -> None:
     x = x_(4, 5)
     t = x + 1
-    assert kernels(t, e.exp(t)) == [["add"], ["exp"]]
+    assert kernels(t, e.exp(t)) == [["add", "exp"]]

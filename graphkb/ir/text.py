@@ -106,6 +106,8 @@ def _format_line(
         for member in body.nodes:
             if member.op.name != "placeholder":
                 _format_line(member, inner, symbols, lines, indent + "    ", origins)
+        if len(body.outputs) > 1:
+            lines.append(f"{indent}    return {', '.join(inner[o] for o in body.outputs)}")
         return
     found = bodies(node)
     for label, body in found:

@@ -160,6 +160,7 @@ class _Builder:
     def add_graph(self, graph: Graph, given: Mapping[Node, int] | None) -> dict[Node, int]:
         """The slots of all nodes; `given` are those of a body's inputs. Nests as deep as bodies do."""
         slots = dict(given or {})
+        results: dict[Node, list[int]] = {}  # of fused nodes
         inputs = set(graph.inputs)
         for node in graph.nodes:
             if node in slots:
@@ -173,7 +174,12 @@ class _Builder:
             elif node.op.name == "fused":
                 body: Graph = node.attrs["body"]
                 inner = self.add_graph(body, dict(zip(body.inputs, [slots[i] for i in node.inputs])))
-                (slots[node],) = [inner[o] for o in body.outputs]
+                results[node] = [inner[o] for o in body.outputs]
+                if len(body.outputs) == 1:
+                    slots[node] = results[node][0]
+                continue
+            elif node.op.name == "item" and node.inputs[0] in results:
+                slots[node] = results[node.inputs[0]][node.attrs["index"]]
                 continue
             slots[node] = self._add(graph, node, slots)
         return slots

@@ -195,7 +195,7 @@ class MixedPlan(Plan):
     def asm(self) -> str:
         return "\n".join([self._engine.assembly(), *[plan.asm for plan in self._bodies.values() if plan.asm]])
 
-    def _make_steps(self) -> list[tuple[Node, Callable[..., Array], tuple[Node, ...]]]:
+    def _make_steps(self) -> list[tuple[Node, Callable[..., Any], tuple[Node, ...]]]:
         """Each node that is not a leaf, how it runs, and the values that die with it."""
         last: dict[Node, Node] = {}
         order = [node for node in self.fused.nodes if node.op.kind != "leaf"]
@@ -216,19 +216,22 @@ class MixedPlan(Plan):
             return control_step(node, lambda body: self._bodies[body].step())
         return meaning(node)
 
-    def _native(self, node: Node) -> Callable[..., Array]:
+    def _native(self, node: Node) -> Callable[..., Array | tuple[Array, ...]]:
+        from graphkb.codegen.program import results_of
+
         kernel = self._kernels.of(node)
         run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(self._engine.address(f"call.{kernel.name}"))
-        count = len(node.inputs) + 1
+        results = _signature(results_of(node))
+        count = len(node.inputs) + len(results)
         scratch = self._kernels.scratch(kernel)
 
-        def call(*arrays: Array) -> Array:
+        def call(*arrays: Array) -> Array | tuple[Array, ...]:
             plain = [_plain(array) for array in arrays]
-            out = aligned_empty(node.shape, node.dtype)
+            made = tuple([aligned_empty(shape, dtype) for dtype, shape in results])
             memory = aligned_empty((scratch,), "uint8")
-            pointers = (ctypes.c_void_p * count)(*map(_address, plain), _address(out))
+            pointers = (ctypes.c_void_p * count)(*map(_address, plain), *map(_address, made))
             run(ctypes.addressof(pointers), _address(memory))
-            return out
+            return made[0] if len(made) == 1 else made
 
         return call
 
