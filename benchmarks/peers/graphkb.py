@@ -15,6 +15,14 @@ class GraphKB(Peer):
     name = dialect = "graphkb"
     modules = ("graphkb",)
     package = "graphkb"
+    cold = False
+
+    def forget(self) -> None:
+        import graphkb
+
+        if not self.cold:  # from here on, each build generates its code
+            self.cold = True
+            graphkb.options(kernel_cache="off").__enter__()
 
     def forward(self, expression: Any, inputs: Arrays, params: Sequence[np.ndarray]) -> Contestant:
         from graphkb import backend as K

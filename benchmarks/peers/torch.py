@@ -61,7 +61,7 @@ class Torch(Peer):
     def training(self, job: Training) -> Contestant:
         import torch
 
-        weights = [torch.from_numpy(p.copy()).requires_grad_() for p in job.params]
+        weights = [torch.from_numpy(p.copy(order="K")).requires_grad_() for p in job.params]
         # torch's momentum is v <- momentum*v + gradient, w <- w - rate*v: the same steps for a constant rate.
         optimizer = torch.optim.SGD(weights, lr=job.rate, momentum=job.momentum)
         arrays = [torch.from_numpy(a) for a in job.inputs.values()]

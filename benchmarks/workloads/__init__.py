@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from benchmarks.workloads import calls, chains, dense, elementwise, moves, processes, reductions
+from benchmarks.workloads import (
+    calls,
+    chains,
+    convolution,
+    dense,
+    elementwise,
+    moves,
+    networks,
+    processes,
+    reductions,
+)
 from benchmarks.workloads.base import Workload
 
 THEMES: dict[str, tuple[Workload, ...]] = {
@@ -11,6 +21,8 @@ THEMES: dict[str, tuple[Workload, ...]] = {
     "reductions": reductions.WORKLOADS,
     "moves": moves.WORKLOADS,
     "dense": dense.WORKLOADS,
+    "convolution": convolution.WORKLOADS,
+    "networks": networks.WORKLOADS,
     "chains": chains.WORKLOADS,
     "processes": processes.WORKLOADS,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +28,27 @@ def double(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How a library wants its arrays, where its best order of axes is not that of the workload; outside the timing.
+
+    inputs, params: from the workload's order.
+    outputs: back to it, from what the library gives; in training from the weights.
+    """
+
+    inputs: Callable[[Arrays], Arrays] = lambda arrays: arrays
+    params: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]] = lambda arrays: arrays
+    outputs: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]] = lambda arrays: arrays
+
+    def restored(self, contestant: Contestant) -> Contestant:
+        """A contestant whose answer has the workload's order."""
+        answer = contestant.answer
+        return replace(contestant, answer=lambda value: self.outputs(answer(value)))
+
+
+AS_IT_IS = Layout()
+
+
+@dataclass(frozen=True)
 class Forward:
     """A pure computation.
 
@@ -38,6 +59,7 @@ class Forward:
     expressions: dialect -> expression(library, *params, *inputs), a string for numexpr. A dialect that is not
         there does not take part.
     summary: what of an answer is compared, for random numbers; None compares all of it.
+    layouts: dialect -> its order of axes.
     """
 
     name: str
@@ -49,13 +71,17 @@ class Forward:
     params: Callable[[], Sequence[np.ndarray]] = tuple
     ulps: bool = False
     summary: Callable[[np.ndarray], np.ndarray] | None = None
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
 
     def job(self, peers: Sequence[Peer]) -> Job:
         inputs, params = self.inputs(), self.params()
 
         def entry(peer: Peer) -> Entry:
+            layout = self.layouts.get(peer.dialect, AS_IT_IS)
+            arrays, weights = layout.inputs(inputs), layout.params(params)
             return Entry(
-                peer.name, lambda: self._summed_up(peer.forward(self.expressions[peer.dialect], inputs, params))
+                peer.name,
+                lambda: self._summed_up(layout.restored(peer.forward(self.expressions[peer.dialect], arrays, weights))),
             )
 
         def reference() -> list[np.ndarray]:
@@ -77,6 +103,7 @@ class TrainingStep:
 
     gradients: (params, *inputs) -> a gradient for each weight, in their dtype: NumPy's way and the reference.
     losses: dialect -> loss(library, params, *inputs), differentiated by the library itself.
+    layouts: dialect -> its order of axes.
     """
 
     name: str
@@ -89,14 +116,17 @@ class TrainingStep:
     rate: float = 0.01
     momentum: float = 0.9
     steps: int = 3
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
 
     def job(self, peers: Sequence[Peer]) -> Job:
         inputs, params = self.inputs(), self.params()
         losses = {**self.losses, "numpy": self.gradients}
 
         def entry(peer: Peer) -> Entry:
-            training = Training(losses[peer.dialect], params, inputs, self.rate, self.momentum, self.steps)
-            return Entry(peer.name, lambda: peer.training(training))
+            layout = self.layouts.get(peer.dialect, AS_IT_IS)
+            arrays, weights = layout.inputs(inputs), layout.params(params)
+            training = Training(losses[peer.dialect], weights, arrays, self.rate, self.momentum, self.steps)
+            return Entry(peer.name, lambda: layout.restored(peer.training(training)))
 
         def reference() -> list[np.ndarray]:
             weights, arrays = double(params), double(list(inputs.values()))
