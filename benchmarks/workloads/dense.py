@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,27 +15,76 @@ from benchmarks.workloads.base import Forward, TrainingStep
 f32 = np.float32
 
 
-def matmul(size: int) -> Forward:
+def product(
+    name: str,
+    a: tuple[int, ...],
+    b: tuple[int, ...],
+    expressions: Mapping[str, Any] | None = None,
+    what: str = "a @ b",
+    dtype: str = "float32",
+) -> Forward:
+    """One product of two arrays of normal numbers, written `a @ b` where no expressions are given."""
+
     def inputs() -> Arrays:
         rng = np.random.default_rng(6)
-        return {n: rng.standard_normal((size, size)).astype(f32) for n in "ab"}
+        return {n: rng.standard_normal(s).astype(dtype) for n, s in (("a", a), ("b", b))}
 
+    chosen = dict(expressions or MATMUL)
+    written = chosen["numpy"]
+    if dtype == "float64":
+        del chosen["jax"]  # computes in float64 only where the whole process does
     return Forward(
-        name=f"matmul_{size}",
-        what=f"a @ b, both ({size}, {size})",
+        name=name,
+        what=f"{what}, {a} and {b}" + (f", {dtype}" if dtype != "float32" else ""),
         inputs=inputs,
-        reference=np.matmul,
+        reference=written if written is np.matmul else partial(written, np),
         tolerance=5e-6,
-        expressions={
-            "graphkb": lambda K, a, b: K.dot(a, b),
-            "numpy": np.matmul,
-            "jax": lambda jax, a, b: a @ b,
-            "pytensor": lambda pt, a, b: a @ b,
-            "torch": lambda torch, a, b: a @ b,
-            "onnx": lambda g, a, b: g.MatMul(a, b),
-            "tensorflow": lambda tf, a, b: a @ b,
-        },
+        expressions=chosen,
     )
+
+
+MATMUL: dict[str, Any] = {
+    "graphkb": lambda K, a, b: K.dot(a, b),
+    "numpy": np.matmul,
+    "jax": lambda jax, a, b: a @ b,
+    "pytensor": lambda pt, a, b: a @ b,
+    "torch": lambda torch, a, b: a @ b,
+    "onnx": lambda g, a, b: g.MatMul(a, b),
+    "tensorflow": lambda tf, a, b: a @ b,
+}
+TURN_A: dict[str, Any] = {
+    "graphkb": lambda K, a, b: K.dot(K.transpose(a), b),
+    "numpy": lambda np, a, b: a.T @ b,
+    "jax": lambda jax, a, b: a.T @ b,
+    "pytensor": lambda pt, a, b: a.T @ b,
+    "torch": lambda torch, a, b: a.T @ b,
+    "onnx": lambda g, a, b: g.Gemm(a, b, transA=1),
+    "tensorflow": lambda tf, a, b: tf.matmul(a, b, transpose_a=True),
+}
+TURN_B: dict[str, Any] = {
+    "graphkb": lambda K, a, b: K.dot(a, K.transpose(b)),
+    "numpy": lambda np, a, b: a @ b.T,
+    "jax": lambda jax, a, b: a @ b.T,
+    "pytensor": lambda pt, a, b: a @ b.T,
+    "torch": lambda torch, a, b: a @ b.T,
+    "onnx": lambda g, a, b: g.Gemm(a, b, transB=1),
+    "tensorflow": lambda tf, a, b: tf.matmul(a, b, transpose_b=True),
+}
+BATCHED: dict[str, Any] = {
+    **MATMUL,
+    "graphkb": lambda K, a, b: K.batch_dot(a, b),
+    "pytensor": lambda pt, a, b: pt.matmul(a, b),
+}
+
+PRODUCTS = (
+    *[product(f"matmul_{n}", (n, n), (n, n)) for n in (64, 256, 1024, 2048)],
+    product("matmul_256_f64", (256, 256), (256, 256), dtype="float64"),
+    product("matmul_ta", (512, 512), (512, 512), TURN_A, "a.T @ b"),
+    product("matmul_tb", (512, 512), (512, 512), TURN_B, "a @ b.T"),
+    product("matmul_batch", (64, 64, 64), (64, 64, 64), BATCHED),
+    product("matmul_n8", (4096, 256), (256, 8)),
+    product("gemv", (4096, 1024), (1024, 1)),
+)
 
 
 DENSE_B1 = Forward(
@@ -158,11 +208,56 @@ MLP_TRAIN = TrainingStep(
     },
 )
 
+
+def deep(layers: int) -> Forward:
+    """Narrow dense layers in a row, where what a library does around each product shows."""
+
+    def params() -> list[np.ndarray]:
+        rng = np.random.default_rng(12)
+        weights: list[np.ndarray] = []
+        for _ in range(layers):
+            # Of this variance, relu layers neither grow nor fade.
+            weights.append((rng.standard_normal((64, 64)) * np.sqrt(2 / 64)).astype(f32))
+            weights.append((0.01 * rng.standard_normal(64)).astype(f32))
+        return weights
+
+    def through(matmul_add: Any, relu: Any) -> Callable[..., Any]:
+        def expression(library: Any, *arrays: Any) -> Any:
+            *weights, x = arrays
+            for w, b in zip(weights[::2], weights[1::2]):
+                x = relu(library, matmul_add(library, x, w, b))
+            return x
+
+        return expression
+
+    def sum_of(library: Any, x: Any, w: Any, b: Any) -> Any:
+        return x @ w + b
+
+    rows = through(sum_of, lambda np, x: np.maximum(x, 0))
+    return Forward(
+        name=f"deep_{layers}",
+        what=f"{layers} times relu(x @ w + b), all (64, 64)",
+        inputs=lambda: {"x": np.random.default_rng(13).standard_normal((64, 64)).astype(f32)},
+        params=params,
+        reference=lambda *arrays: rows(np, *arrays),
+        tolerance=2e-5,
+        expressions={
+            "graphkb": through(lambda K, x, w, b: K.dot(x, w) + b, lambda K, x: K.relu(x)),
+            "numpy": through(sum_of, lambda np, x: np.maximum(x, f32(0))),
+            "jax": through(sum_of, lambda jax, x: jax.nn.relu(x)),
+            "pytensor": through(sum_of, lambda pt, x: pt.maximum(x, f32(0))),
+            "torch": through(lambda torch, x, w, b: torch.addmm(b, x, w), lambda torch, x: torch.relu(x)),
+            "onnx": through(lambda g, x, w, b: g.Gemm(x, w, b), lambda g, x: g.Relu(x)),
+            "tensorflow": through(sum_of, lambda tf, x: tf.nn.relu(x)),
+        },
+    )
+
+
 WORKLOADS = (
-    matmul(64),
-    matmul(256),
-    matmul(1024),
+    *PRODUCTS,
     DENSE_B1,
+    deep(10),
+    deep(100),
     mlp_inference(1),
     mlp_inference(32),
     mlp_inference(256),
