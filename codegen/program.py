@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from graphkb.codegen.builder import Builder, Value, type_of
+from graphkb.codegen.control_calls import BranchCall, LoopCall, Writer, stop_if
 from graphkb.codegen.emit import Sizes
 from graphkb.codegen.loops import Affine, Buffer, For, Kernel, Load, NativeKernel, Store, Var, affine
 from graphkb.codegen.lower import lower
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim, Symbol
-from graphkb.ir.graph import Graph, graph_symbols
+from graphkb.ir.graph import Graph, bodies, graph_symbols
 from graphkb.ir.leaves import VariableCell
 from graphkb.ir.node import Node
 from graphkb.ir.types import TensorType, TupleType
-from graphkb.ops.control import items
+from graphkb.ops.control import is_control, items
 from graphkb.passes.plan_memory import MemoryPlan, Request, plan_memory
 
 # Calls in one function: LLVM's effort grows faster than a function's length.
@@ -44,6 +45,31 @@ class Call:
     target: Place | None = None
     scratch: Place | None = None
 
+    @property
+    def scratch_bytes(self) -> Dim:
+        """The bytes of workspace that it works in."""
+        return self.kernel.scratch
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether it can end the program by itself."""
+        return False
+
+    def in_place(self, result: Node | None) -> set[int]:
+        """The operands whose memory a result may take; None stands for what a copy writes."""
+        index = 0 if result is None else self.results.index(result)
+        return self.kernel.in_place[len(self.operands) + index]
+
+    def emit(self, w: Writer, name: str) -> None:
+        """Append the call to the open function."""
+        pointers = [w.address_of(n) for n in self.operands]
+        pointers += [w.address(self.target)] if self.target else [w.address_of(n) for n in self.results]
+        pointers += [w.address(self.scratch)] if self.scratch else []
+        w.call_kernel(self.kernel, pointers)
+
+
+Step: TypeAlias = Call | LoopCall | BranchCall
+
 
 def is_alias(node: Node) -> bool:
     """Whether a node is another shape of memory that another node fills."""
@@ -57,10 +83,21 @@ def base_of(node: Node) -> Node:
     return node
 
 
+def has_call(node: Node) -> bool:
+    """Whether a node is a step of its own."""
+    return node.op.kind == "fused" or is_control(node)
+
+
 def interpreted_nodes(graph: Graph) -> list[Node]:
-    """The nodes of a fused graph that have no kernel."""
-    # An item is part of the loop or branch that it is taken from.
-    return [n for n in graph.nodes if n.op.kind not in ("leaf", "fused") and n.op.name != "item" and not is_alias(n)]
+    """The nodes of a fused graph, and of the bodies inside it, that have no kernel."""
+    found: list[Node] = []
+    for node in graph.nodes:
+        if is_control(node):
+            for _, body in bodies(node):  # as deep as bodies nest
+                found += interpreted_nodes(body)
+        elif node.op.kind not in ("leaf", "fused") and node.op.name != "item" and not is_alias(node):
+            found.append(node)
+    return found
 
 
 def results_of(node: Node) -> tuple[Node, ...]:
@@ -162,10 +199,11 @@ def _kernel_name(body: Graph) -> str:
 
 @dataclass
 class Program:
-    """Kernel calls in order, and where every value lies.
+    """Kernel calls, loops and branches in order, and where every value lies.
 
     Attributes:
         graph: the fused graph.
+        outer: the unknown sizes that the program around a body is told; None for a program that stands by itself.
         calls: in the order in which they run.
         bound: the variables and constants that the caller hands over, after the inputs.
         places: the memory of every base node.
@@ -176,7 +214,8 @@ class Program:
 
     graph: Graph
     kernels: Kernels
-    calls: list[Call] = field(default_factory=list)
+    outer: tuple[Symbol, ...] | None = None
+    calls: list[Step] = field(default_factory=list)
     bound: list[Node] = field(default_factory=list)
     places: dict[Node, Place] = field(default_factory=dict)
     memory: MemoryPlan = field(default_factory=lambda: MemoryPlan((), 0, 0))
@@ -184,12 +223,36 @@ class Program:
 
     @property
     def symbols(self) -> tuple[Symbol, ...]:
+        if self.outer is not None:
+            return self.outer
         return tuple(sorted(graph_symbols(self.graph), key=lambda s: s.name))
 
     @property
     def loops(self) -> str:
         """The kernels in the loop language."""
         return self.kernels.loops
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether it can find an index out of range."""
+        return any(map(self.stops, self.calls))
+
+    def stops(self, call: Step) -> bool:
+        """Whether the program may end with a call."""
+        return call.may_stop or any(result in self.checks for result in call.results)
+
+    def may_share(self, input: int, output: int) -> bool:
+        """Whether an output may be written over an input: each element is read only before, or where it is written."""
+        parameter, place = self.graph.inputs[input], Place("output", output)
+        read = max([at for at, call in enumerate(self.calls) if parameter in call.operands], default=-1)
+        for at, call in enumerate(self.calls):
+            copied = isinstance(call, Call) and call.target == place
+            written: list[Node | None] = [None] if copied else []
+            written += [result for result in call.results if self.places[result] == place]
+            if written and at <= read:
+                places = {i for i, operand in enumerate(call.operands) if operand is parameter}
+                return at == read and places <= call.in_place(written[0])
+        return True
 
     def emit(self, b: Builder, name: str, linkage: str = "") -> None:
         """Append the kernels and `i32 name(ptr args, ptr workspace, i64 size...)`.
@@ -198,60 +261,65 @@ class Program:
         an index is out of range: then no variable has been written, and the outputs hold anything.
         """
         self.kernels.emit(b)
+        self.emit_function(b, name, linkage)
+
+    def emit_function(self, b: Builder, name: str, linkage: str = "internal") -> None:
+        """Append the function alone, and those of the bodies inside it."""
+        for position, call in enumerate(self.calls):
+            if not isinstance(call, Call):
+                call.emit_bodies(b, f"{name}.step{position}")
         params = [("args", "ptr"), ("workspace", "ptr")]
         params += [(f"s{i}", "int64") for i in range(len(self.symbols))]
-        chunks = [self.calls[i : i + _CHUNK] for i in range(0, len(self.calls), _CHUNK)]
-        if len(chunks) <= 1:
-            with b.function(name, params, "int32", linkage) as (args, workspace, *sizes):
-                self._emit_calls(b, self.calls, args, workspace, sizes)
+        starts = range(0, len(self.calls), _CHUNK)
+        if len(starts) <= 1:
+            with b.function(name, params, "int32", linkage) as values:
+                self._emit_calls(b, name, 0, values)
             return
-        for i, chunk in enumerate(chunks):
-            with b.function(f"{name}.{i}", params, "int32", "internal") as (args, workspace, *sizes):
-                self._emit_calls(b, chunk, args, workspace, sizes)
+        for start in starts:
+            with b.function(f"{name}.{start}", params, "int32", "internal") as values:
+                self._emit_calls(b, name, start, values)
         with b.function(name, params, "int32", linkage) as values:
             operands = ", ".join(f"{type_of(v)} {v.name}" for v in values)
-            for i, chunk in enumerate(chunks):
-                status = b.fresh(f"call i32 @{name}.{i}({operands})", "int32")
-                if any(self.checks.intersection(call.results) for call in chunk):
-                    _stop_if(b, b.icmp("ne", status, b.const(0, "int32")))
+            for start in starts:
+                status = b.fresh(f"call i32 @{name}.{start}({operands})", "int32")
+                if any(map(self.stops, self.calls[start : start + _CHUNK])):
+                    stop_if(b, b.icmp("ne", status, b.const(0, "int32")))
             b.ret(b.const(0, "int32"))
 
-    def _emit_calls(
-        self, b: Builder, calls: Sequence[Call], args: Value, workspace: Value, sizes: Sequence[Value]
-    ) -> None:
-        evaluate = Sizes(b, dict(zip(self.symbols, sizes)))
-        starts = {"input": 0, "bound": len(self.graph.inputs)}
-        starts["output"] = starts["bound"] + len(self.bound)
-        loaded: dict[Place, Value] = {}
-
-        def address(place: Place) -> Value:
-            if place not in loaded:
-                if place.kind == "workspace":
-                    loaded[place] = b.byte_offset(workspace, evaluate.value(place.offset))
-                else:
-                    slot = b.gep(args, starts[place.kind] + place.index, "ptr")
-                    loaded[place] = b.load(slot, "ptr")
-            return loaded[place]
-
-        for call in calls:
-            pointers = [address(self.places[base_of(n)]) for n in call.operands]
-            targets = [call.target] if call.target else [self.places[n] for n in call.results]
-            dims = [evaluate.symbols[s] for s in call.kernel.symbols]
-            pointers += map(address, [*targets, *([call.scratch] if call.scratch else [])])
-            operands = ", ".join(f"{type_of(v)} {v.name}" for v in (*pointers, *dims))
-            b.line(f"call void @{call.kernel.name}({operands})")
+    def _emit_calls(self, b: Builder, name: str, start: int, values: Sequence[Value]) -> None:
+        """The calls from `start` on, as many as one function takes."""
+        w = _ProgramWriter(self, b, *values)
+        for position, call in enumerate(self.calls[start : start + _CHUNK], start):
+            call.emit(w, f"{name}.step{position}")
             for check in self.checks.intersection(call.results):
-                _stop_if(b, b.load(address(self.places[check]), "bool"))
+                stop_if(b, b.load(w.address_of(check), "bool"))
         b.ret(b.const(0, "int32"))
 
 
-def _stop_if(b: Builder, bad: Value) -> None:
-    """Return 1 where a condition holds."""
-    fail, go_on = b.fresh_label("fail"), b.fresh_label("ok")
-    b.cond_br(bad, fail, go_on, likely=False)
-    b.start(fail)
-    b.ret(b.const(1, "int32"))
-    b.start(go_on)
+class _ProgramWriter(Writer):
+    """The open function of a program."""
+
+    def __init__(self, program: Program, b: Builder, args: Value, workspace: Value, *sizes: Value) -> None:
+        super().__init__(b, Sizes(b, dict(zip(program.symbols, sizes))), sizes)
+        self._program = program
+        self._args = args
+        self._workspace = workspace
+        bound = len(program.graph.inputs)
+        self._starts = {"input": 0, "bound": bound, "output": bound + len(program.bound)}
+        self._loaded: dict[Place, Value] = {}
+
+    def address_of(self, node: Node) -> Value:
+        return self.address(self._program.places[base_of(node)])
+
+    def address(self, place: Place) -> Value:
+        if place not in self._loaded:
+            self._loaded[place] = self._find(place)
+        return self._loaded[place]
+
+    def _find(self, place: Place) -> Value:
+        if place.kind == "workspace":
+            return self.b.byte_offset(self._workspace, self.sizes.value(place.offset))
+        return self.b.load(self.b.gep(self._args, self._starts[place.kind] + place.index, "ptr"), "ptr")
 
 
 def make_program(graph: Graph, target: Target) -> Program:
@@ -261,10 +329,9 @@ def make_program(graph: Graph, target: Target) -> Program:
     return program
 
 
-def _replaceable(call: Call, result: Node) -> list[Node]:
+def _replaceable(call: Step, result: Node) -> list[Node]:
     """The operands of a call whose memory one of its results may take."""
-    kernel = call.kernel
-    free = kernel.in_place[len(call.operands) + call.results.index(result)]
+    free = call.in_place(result)
     kept = {operand for i, operand in enumerate(call.operands) if i not in free}
     return [operand for operand in dict.fromkeys(call.operands) if operand not in kept]
 
@@ -279,6 +346,7 @@ class _Planner:
         self.first: list[Call] = []  # copies of values that kernels are about to overwrite
         self.last: list[Call] = []  # copies to outputs and variables that no kernel could write directly
         self.saved: dict[Node, Node] = {}
+        self.present = set(self.graph.nodes)
 
     def run(self) -> None:
         program, graph = self.program, self.graph
@@ -288,24 +356,44 @@ class _Planner:
             if node.op.kind == "leaf" and node.op.name != "placeholder":
                 self.places[node] = Place("bound", len(program.bound))
                 program.bound.append(node)
-        nodes = [node for node in graph.nodes if node.op.kind == "fused"]
-        program.checks = frozenset([check for node in nodes for check in checks_of(node)])
-        calls = [
-            Call(program.kernels.of(node), tuple(map(base_of, node.inputs)), results_of(node))
-            for node in self._checks_first(nodes)
-        ]
+        program.checks = frozenset(
+            [check for node in graph.nodes if node.op.kind == "fused" for check in checks_of(node)]
+        )
+        calls = self._checks_first([self._call(node) for node in graph.nodes if has_call(node)])
         self._outputs()
         self._updates(calls)
         program.calls = [*self.first, *calls, *self.last]
         self._workspace()
 
-    def _checks_first(self, nodes: list[Node]) -> list[Node]:
-        """The nodes in an order that has all checks, and what they need, before everything else."""
-        early = set(self.program.checks)
-        for node in reversed(nodes):
-            if node in early:
-                early.update([b.inputs[0] if b.op.name == "item" else b for b in map(base_of, node.inputs)])
-        return [n for n in nodes if n in early] + [n for n in nodes if n not in early]
+    def _call(self, node: Node) -> Step:
+        """What computes a node; the leaves of bodies become bound like those of the graph."""
+        operands = tuple(map(base_of, node.inputs))
+        if node.op.kind == "fused":
+            return Call(self.program.kernels.of(node), operands, results_of(node))
+        taken = tuple([item if item in self.present else None for item in items(node)])
+        kind = LoopCall if node.op.name == "scan" else BranchCall
+        call = kind.make(node, operands, taken, self._body)
+        for leaf in call.bound:
+            if leaf not in self.places:
+                self.places[leaf] = Place("bound", len(self.program.bound))
+                self.program.bound.append(leaf)
+        return call
+
+    def _body(self, graph: Graph) -> Program:
+        """The program of a body."""
+        program = Program(graph, self.program.kernels, self.program.symbols)
+        _Planner(program).run()
+        return program
+
+    def _checks_first(self, calls: list[Step]) -> list[Step]:
+        """The calls in an order that has all that may stop, and what they need, before everything else."""
+        early: set[Node] = set()
+        first: set[Step] = set()
+        for call in reversed(calls):
+            if self.program.stops(call) or not early.isdisjoint(call.results):
+                first.add(call)
+                early.update(call.operands)
+        return [c for c in calls if c in first] + [c for c in calls if c not in first]
 
     def _copy(self, source: Node, target: Place) -> Call:
         kernel = self.program.kernels.copy(source.type)
@@ -321,15 +409,15 @@ class _Planner:
             else:
                 self.places[base] = place
 
-    def _updates(self, calls: list[Call]) -> None:
+    def _updates(self, calls: list[Step]) -> None:
         readers: dict[Node, int] = {}  # the last call that reads a node
         written: dict[Node, int] = {}
+        checked = -1
         for position, call in enumerate(calls):
-            for result in call.results:
-                written[result] = position
-            for operand in call.operands:
-                readers[operand] = position
-        checked = max([written[check] for check in self.program.checks], default=-1)
+            written.update(dict.fromkeys(call.results, position))
+            readers.update(dict.fromkeys(call.operands, position))
+            if self.program.stops(call):
+                checked = position
         variables = {n.attrs["cell"]: n for n in self.program.bound if n.op.name == "variable"}
         final: list[Call] = []
         for cell, value in self.graph.updates:
@@ -368,7 +456,7 @@ class _Planner:
             self.first.append(Call(kernel, (variable,), (held,)))
         return self.saved[variable]
 
-    def _may_overwrite(self, variable: Node, base: Node, call: Call, position: int, readers: dict[Node, int]) -> bool:
+    def _may_overwrite(self, variable: Node, base: Node, call: Step, position: int, readers: dict[Node, int]) -> bool:
         """Whether a kernel may write a variable's new value over the old one."""
         if base.type.size != variable.type.size or base.dtype != variable.dtype:
             return False
@@ -406,8 +494,8 @@ class _Planner:
             span = spans.setdefault(owner, [born[owner], dies[owner]])
             span[1] = max(span[1], dies[node])
         requests = [Request(node.type.nbytes, first, last) for node, (first, last) in spans.items()]
-        working = [position for position, call in enumerate(calls) if call.kernel.scratch != 0]
-        requests += [Request(calls[position].kernel.scratch, position, position) for position in working]
+        working = [position for position, call in enumerate(calls) if call.scratch_bytes != 0]
+        requests += [Request(calls[position].scratch_bytes, position, position) for position in working]
         self.program.memory = plan_memory(requests)
         for position, offset in zip(working, self.program.memory.offsets[len(spans) :]):
             calls[position] = replace(calls[position], scratch=Place("workspace", 0, offset))

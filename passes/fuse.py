@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from graphkb.ir.dims import Dim, product
-from graphkb.ir.graph import Graph
-from graphkb.ir.node import Node, remake
+from graphkb.ir.graph import Graph, bodies
+from graphkb.ir.node import Node, make, remake
 from graphkb.ir.origin import set_override
-from graphkb.ops.control import item
+from graphkb.ops.control import is_control, item
 from graphkb.ops.fused import fused
 from graphkb.ops.leaf import placeholder
 from graphkb.passes.guard_indices import GuardIndices
@@ -62,7 +62,7 @@ class Fuse:
 
     def apply(self, graph: Graph) -> Graph:
         groups = _Groups(GuardIndices().apply(graph), self.most_nodes, self.cheap)
-        return groups.rebuild()
+        return groups.rebuild(self.apply)
 
 
 def is_inline_leaf(node: Node) -> bool:
@@ -70,6 +70,13 @@ def is_inline_leaf(node: Node) -> bool:
     if node.op.name == "constant":
         return node.type.size == 1
     return node.op.name in INLINE_LEAVES
+
+
+def _in_memory(node: Node) -> Node:
+    """The node, or a kernel that writes it: leaves that others compute by themselves lie nowhere."""
+    if node.op.name not in INLINE_LEAVES:
+        return node
+    return fused((), Graph((), (node,), name="body"))
 
 
 def is_squeeze(node: Node) -> bool:
@@ -257,7 +264,8 @@ class _Groups:
         return node.op.cost <= self.cheap and not any(is_inner(i) for i in node.inputs)
 
     # ------------------------------------------------------------------ building
-    def rebuild(self) -> Graph:
+    def rebuild(self, fuse_body: Callable[[Graph], Graph]) -> Graph:
+        """The graph of kernels; bodies become such graphs too."""
         new = {node: node for node in self.graph.nodes if node.op.kind == "leaf"}
         units = [self._unit(node) for node in self.graph.nodes if node in self.stored]
         kernels = merge_kernels(units, self.most_nodes)
@@ -267,7 +275,11 @@ class _Groups:
             needed.update(o for o in unit.operands if kernel_of.get(o) != kernel_of[unit.root])
         for kernel in kernels:
             root = kernel[0].root
-            if self.stored[root] is None:
+            if is_control(root):
+                attrs = {**root.attrs, **{name: fuse_body(body) for name, body in bodies(root)}}
+                inputs = tuple([_in_memory(new[i]) for i in root.inputs])
+                new[root] = make(root.op, inputs, attrs, root.type, root.origin)
+            elif self.stored[root] is None:
                 new[root] = remake(root, tuple([new[i] for i in root.inputs]))
             else:
                 self._fused([u.root for u in kernel if u.root in needed], kernel, new)

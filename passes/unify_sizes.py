@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from graphkb.ir.dims import Apply, Dim, Expr, Symbol, free_symbols, sole_atom
-from graphkb.ir.graph import Graph
+from graphkb.ir.graph import Graph, bodies
 from graphkb.ir.node import Node
 
 
@@ -32,7 +32,7 @@ def _met(graph: Graph) -> dict[Symbol, Dim]:
     """Bindings for sizes that meet anywhere; several at once, as long as they do not touch the same symbols."""
     found: dict[Symbol, Dim] = {}
     touched: set[Symbol] = set()
-    for node in graph.nodes:
+    for node in _all_nodes(graph):
         for a, b in _meetings(node):
             if a == b:
                 continue
@@ -44,6 +44,14 @@ def _met(graph: Graph) -> dict[Symbol, Dim]:
                 touched |= involved
                 found[symbol] = value
     return found
+
+
+def _all_nodes(graph: Graph) -> Iterator[Node]:
+    """The nodes of a graph and of the bodies inside it."""
+    for node in graph.nodes:
+        yield node
+        for _, body in bodies(node):  # as deep as bodies nest
+            yield from _all_nodes(body)
 
 
 def _oriented(a: Dim, b: Dim) -> tuple[Symbol | None, Dim]:
@@ -77,6 +85,23 @@ def _meetings(node: Node) -> Iterator[tuple[Dim, Dim]]:
             for operand in node.inputs[1:]:
                 pairs = enumerate(zip(node.inputs[0].shape, operand.shape))
                 yield from (pair for axis, pair in pairs if axis != attrs["axis"])
+        case "scan":
+            body, length, states = attrs["body"], attrs["length"], attrs["states"]
+            operands = [operand.shape for operand in node.inputs]
+            for i in range(states, states + attrs["sequences"]):
+                yield operands[i][0], length
+                operands[i] = operands[i][1:]
+            for shape, parameter in zip(operands, body.inputs):
+                yield from zip(shape, parameter.shape)
+            for parameter, after in zip(body.inputs[:states], body.outputs):
+                yield from zip(parameter.shape, after.shape)
+        case "cond":
+            then, other = attrs["then"], attrs["other"]
+            for body in (then, other):
+                for operand, parameter in zip(node.inputs[1:], body.inputs):
+                    yield from zip(operand.shape, parameter.shape)
+            for a, b in zip(then.outputs, other.outputs):
+                yield from zip(a.shape, b.shape)
         case _ if node.op.kind == "elementwise" or node.op.name in ("broadcast_to", "broadcast_like"):
             for operand in node.inputs:
                 aligned = zip(reversed(node.shape), reversed(operand.shape))

@@ -15,7 +15,7 @@ import pytest
 import graphkb
 from graphkb import backend as K
 from graphkb.aot import CompiledFiles, Library
-from graphkb.ir.errors import CompileError, InputError
+from graphkb.ir.errors import CompileError, InputError, PositionError
 
 pytest.importorskip("llvmlite")
 CC = shutil.which("cc")
@@ -291,3 +291,42 @@ def test_a_library_compiled_again_is_loaded_again(tmp_path: Path) -> None:
     assert before([[1.0, 2.0]])[0].tolist() == [2.0, 4.0]
     assert [a.tolist() for a in after([[1.0, 2.0], [3.0, 5.0]])] == [[3.0, 10.0], [-2.0, -3.0]]
     assert graphkb.load(tmp_path / "net.so").path == after.path == before.path
+
+
+@needs_cc
+@pytest.mark.parametrize("masked", [False, True])
+def test_loops_of_an_unknown_length(tmp_path: Path, masked: bool) -> None:
+    """A recurrence and its gradients: batch and time are told by the caller."""
+    rng = np.random.default_rng(5)
+    x = K.placeholder((None, None, 3), name="x")
+    w, u = K.variable(rng.normal(size=(3, 4))), K.variable(rng.normal(size=(4, 4)))
+
+    def step(row: Any, states: list[Any]) -> Any:
+        new = K.tanh(K.dot(row, w) + K.dot(states[0], u)) * states[1]
+        return new, [new, states[1] * 0.9]
+
+    first = K.dot(K.sum(x, axis=1), w) * 0 + 1
+    mask = K.not_equal(x[:, :, 0], 0) if masked else None
+    last, outputs, states = K.rnn(step, x, [first, first], go_backwards=masked, mask=mask)
+    gradients = K.gradients(K.sum(K.square(outputs)) + K.sum(last), [w, u])
+    lib = library(tmp_path / "loop", [x], [last, outputs, *states, *gradients])
+    expected = interpreted([x], [last, outputs, *states, *gradients])
+    for batch, time in ((1, 1), (2, 5), (3, 8), (2, 0), (0, 4)):
+        values = rng.normal(size=(batch, time, 3)).astype("float32")
+        values[:, time // 2 :, 0] *= rng.integers(0, 2, (batch, time - time // 2))
+        for result, wanted in zip(lib([values]), expected([values]), strict=True):
+            np.testing.assert_allclose(result, wanted, rtol=2e-5, atol=1e-5)
+
+
+@needs_cc
+def test_loops_find_bad_indices_before_anything_is_written(tmp_path: Path) -> None:
+    at, total = K.placeholder((None, 2), dtype="int32", name="at"), K.variable(np.zeros(2), name="total")
+    table = K.constant(np.arange(6.0).reshape(3, 2))
+    picked = K.foldl(lambda a, i: a + K.sum(K.gather(table, i), axis=0), at, K.zeros(2))
+    fn = K.function([at], [picked], updates=[(total, total + picked)])
+    lib = graphkb.load(graphkb.compile(fn, tmp_path / "sums").library)
+    assert lib([[[0, 1], [2, 2]]])[0].tolist() == [10, 14]
+    with pytest.raises(PositionError, match="nothing was updated"):
+        lib([[[0, 1], [2, 3]]])
+    assert lib.state["total"].tolist() == [10, 14]
+    assert lib([np.zeros((0, 2), "int32")])[0].tolist() == [0, 0]

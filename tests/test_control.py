@@ -375,8 +375,7 @@ def test_bodies_are_native():
     f, feeds = training("native")
     f(feeds)
     report = f.report()
-    assert [step.name for step in report.steps if not step.native] == ["scan", "scan"]
-    assert all("6 steps" in step.reason for step in report.steps if not step.native)
+    assert report.interpreted == 0
     assert any(step.native and step.name.startswith("body/") for step in report.steps)
     loops = [step for step in report.steps if step.name == "scan"]
     assert loops[0].flops > 6 * 2 * 4 * 4

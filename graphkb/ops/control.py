@@ -53,6 +53,11 @@ def items(x: Node) -> tuple[Node, ...]:
     return tuple([item(x, i) for i in range(len(x.type.items))])
 
 
+def is_control(node: Node) -> bool:
+    """Whether a node is a loop or a branch."""
+    return node.op is SCAN or node.op is COND
+
+
 # ---------------------------------------------------------------------------------------------- types
 def fits(a: TensorType, b: TensorType) -> bool:
     """Whether two types may turn out to be equal once all sizes are known."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +13,18 @@ import numpy as np
 from graphkb.codegen.lock import Lock
 from graphkb.ir.graph import Graph, bodies
 from graphkb.ir.leaves import Array, aligned_empty
-from graphkb.ir.node import Node
-from graphkb.ops.control import Step
+from graphkb.ir.node import Node, make
+from graphkb.ops.control import Step, is_control, items
+from graphkb.ops.leaf import placeholder
 from graphkb.runtime.interpreter import Program as Interpreted
 from graphkb.runtime.interpreter import control_step, leaving, meaning, owned, raise_located, write
 from graphkb.runtime.options import Options
-from graphkb.runtime.report import Report, ReportStep, estimate, interpreted_step, origin_lines
+from graphkb.runtime.report import Report, ReportStep, estimate, interpreted_step, origin_lines, result_type
 from graphkb.runtime.state_lock import state_lock
 
 if TYPE_CHECKING:
     from graphkb.codegen.engine import Engine
-    from graphkb.codegen.program import Program
+    from graphkb.codegen.program import Kernels, Program
     from graphkb.codegen.target import Target
     from graphkb.runtime.native_call import CallSpec
 
@@ -103,7 +104,7 @@ class NativePlan(Plan):
         # Variables are used where they lie; constants are kept in aligned copies.
         self._bound = [_memory(node) for node in self.program.bound]
         assert isinstance(self.program.memory.total, int)
-        work = sum(sum(estimate(node)) for node in fused.nodes if node.op.kind == "fused")
+        work = sum(sum(estimate(node)) for node in fused.nodes if node.op.kind == "fused" or is_control(node))
         reads = any(node.op.name == "variable" for node in self.program.bound)
         self._spec = CallSpec(
             inputs=_signature(graph.inputs),
@@ -144,34 +145,36 @@ class NativePlan(Plan):
         return entry.callable
 
     def report(self) -> Report:
-        steps = [
-            _native_step(node, self.program.kernels.of(node).name)
-            for node in self.fused.nodes
-            if node.op.kind == "fused"
-        ]
         total = self.program.memory.total
         assert isinstance(total, int)
-        return Report(self.graph.name, self._input_types(), tuple(steps), total)
+        return Report(
+            self.graph.name, self._input_types(), tuple(native_steps(self.fused, self.program.kernels)), total
+        )
 
 
 class MixedPlan(Plan):
-    """A graph some of whose steps are kernels, or loops and branches: Python runs the steps in order.
+    """A graph some of whose steps are kernels: Python runs the steps in order.
 
-    Bodies have plans of their own, made once.
+    Loops and branches all of whose bodies are native have native plans, others are walked by Python, with a plan for
+    each body.
     """
 
     def __init__(self, graph: Graph, fused: Graph, target: Target, options: Options) -> None:
         from graphkb.codegen.builder import Builder
-        from graphkb.codegen.program import Kernels, checks_of
+        from graphkb.codegen.program import Kernels, checks_of, interpreted_nodes
         from graphkb.codegen.threads import shared_pool
         from graphkb.runtime.kernel_cache import compile_kernels
 
         super().__init__(graph)
         self.fused = fused
         self._kernels = Kernels(target)
-        self._bodies = {
-            body: make_plan(body, options) for node in fused.nodes if is_control(node) for _, body in bodies(node)
+        self._controls = {
+            node: _control_plan(node, target, options)
+            for node in fused.nodes
+            if is_control(node) and not interpreted_nodes(Graph((), (node,)))
         }
+        walked = [node for node in fused.nodes if is_control(node) and node not in self._controls]
+        self._bodies = {body: make_plan(body, options) for node in walked for _, body in bodies(node)}
         native = [node for node in fused.nodes if node.op.kind == "fused"]
         b = Builder(target, parallel_for=shared_pool(target))
         for node in native:
@@ -180,7 +183,7 @@ class MixedPlan(Plan):
         for node in native:
             self._kernels.emit_call(b, self._kernels.of(node))
         module = b.module()
-        self.llvm = "\n".join([module, *[plan.llvm for plan in self._bodies.values() if plan.llvm]])
+        self.llvm = "\n".join([module, *[plan.llvm for plan in self._inner() if plan.llvm]])
         self._engine: Engine = compile_kernels(module, target, options)
         self._checks = frozenset([check for node in native for check in checks_of(node)])
         self._steps = self._make_steps()
@@ -189,11 +192,16 @@ class MixedPlan(Plan):
 
     @property
     def loops(self) -> str:  # type: ignore[override]
-        return "\n".join([self._kernels.loops, *[plan.loops for plan in self._bodies.values() if plan.loops]])
+        return "\n".join([self._kernels.loops, *[plan.loops for plan in self._inner() if plan.loops]])
 
     @property
     def asm(self) -> str:
-        return "\n".join([self._engine.assembly(), *[plan.asm for plan in self._bodies.values() if plan.asm]])
+        return "\n".join([self._engine.assembly(), *[plan.asm for plan in self._inner() if plan.asm]])
+
+    def _inner(self) -> Iterator[Plan]:
+        """The plans of loops, branches and bodies."""
+        yield from self._controls.values()
+        yield from self._bodies.values()
 
     def _make_steps(self) -> list[tuple[Node, Callable[..., Any], tuple[Node, ...]]]:
         """Each node that is not a leaf, how it runs, and the values that die with it."""
@@ -212,6 +220,9 @@ class MixedPlan(Plan):
     def _call(self, node: Node) -> Callable[..., Any]:
         if node.op.kind == "fused":
             return self._native(node)
+        if node in self._controls:
+            plan = self._controls[node]
+            return lambda *arrays: tuple(plan.run(arrays))
         if is_control(node):
             return control_step(node, lambda body: self._bodies[body].step())
         return meaning(node)
@@ -292,6 +303,8 @@ class MixedPlan(Plan):
         for node in self.fused.nodes:
             if node.op.kind == "fused":
                 steps.append(_native_step(node, self._kernels.of(node).name))
+            elif node in self._controls:
+                steps += self._controls[node].report().steps
             elif node.op.kind != "leaf" and node.op.name not in ("reshape", "item"):
                 steps.append(interpreted_step(node, self._reason(node)))
                 for name, body in bodies(node):
@@ -326,14 +339,28 @@ def make_plan(graph: Graph, options: Options) -> Plan:
     return Plan(graph, "no step of it has a kernel")
 
 
-def is_control(node: Node) -> bool:
-    """Whether a node is a loop or a branch."""
-    return node.op.kind == "control" and bool(bodies(node))
+def _control_plan(node: Node, target: Target, options: Options) -> NativePlan:
+    """The plan of one fused loop or branch whose values are the outputs."""
+    operands = tuple([placeholder(i.shape, i.dtype, f"in{k}") for k, i in enumerate(node.inputs)])
+    alone = make(node.op, operands, node.attrs, node.type, node.origin)
+    graph = Graph(operands, items(alone), name=node.op.name)
+    return NativePlan(graph, graph, target, options)
+
+
+def native_steps(fused: Graph, kernels: Kernels) -> Iterator[ReportStep]:
+    """The kernels, loops and branches of a native graph in order; behind each loop or branch what it consists of."""
+    for node in fused.nodes:
+        if node.op.kind == "fused":
+            yield _native_step(node, kernels.of(node).name)
+        elif is_control(node):
+            yield _native_step(node, node.op.name)
+            for name, body in bodies(node):  # as deep as bodies nest
+                yield from (replace(step, name=f"{name}/{step.name}") for step in native_steps(body, kernels))
 
 
 def _native_step(node: Node, name: str) -> ReportStep:
     flops, nbytes = estimate(node)
-    return ReportStep(name, True, "", repr(node.type), origin_lines([node]), flops, nbytes)
+    return ReportStep(name, True, "", result_type(node), origin_lines([node]), flops, nbytes)
 
 
 def _signature(nodes: Sequence[Node]) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -97,9 +97,12 @@ class Report:
 def interpreted_step(node: Node, reason: str) -> ReportStep:
     """The entry of a node that is interpreted."""
     flops, nbytes = estimate(node)
-    several = isinstance(node.type, TupleType)
-    type = f"{len(parts(node.type))} values" if several else repr(node.type)
-    return ReportStep(node.op.name, False, reason, type, origin_lines([node]), flops, nbytes)
+    return ReportStep(node.op.name, False, reason, result_type(node), origin_lines([node]), flops, nbytes)
+
+
+def result_type(node: Node) -> str:
+    """What a step gives: a type, or how many values."""
+    return f"{len(parts(node.type))} values" if isinstance(node.type, TupleType) else repr(node.type)
 
 
 def origin_lines(nodes: Iterable[Node]) -> tuple[str, ...]:
