@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from graphkb.codegen.builder import Builder
-from graphkb.codegen.gemm_tiling import MOST_ROWS, Product, Tiling, choose_tiling, length_of
+from graphkb.codegen.gemm_tiling import MOST_ROWS, Product, Tiling, choose_tiling, length_of, with_inner, with_rows
 from graphkb.codegen.loops import (
     Affine,
     Apply,
@@ -60,7 +60,8 @@ class Gemm(Product):
 
     @property
     def signature(self) -> str:
-        return f"{self.tiling}\n{self.m.name} {self.n.name} {self.k.name}\n{self.nest.signature}"
+        rows, inner = (" ".join(v.name for v in group) for group in (self.rows, self.inner))
+        return f"{self.tiling}\n{rows}, {self.n.name}, {self.k.name} {inner}\n{self.nest.signature}"
 
     @property
     def in_place(self) -> dict[int, set[int]]:
@@ -92,6 +93,8 @@ class Gemm(Product):
             return 0
         lanes = self.tiling.lanes
         rows = minimum((self.k.extent + lanes - 1) // lanes * lanes, (self.tiling.block + lanes - 1) // lanes * lanes)
+        if self.inner:
+            rows = self.depth - self.k.extent + rows  # one after another, only the last one's excess stays
         return self._bytes(rows * self.tiling.width)
 
     @property
@@ -130,8 +133,9 @@ class Gemm(Product):
 
     def __str__(self) -> str:
         t = self.tiling
+        together = f" of {' '.join(v.name for v in self.rows)}" if len(self.rows) > 1 else ""
         notes = {
-            self.m: f"tile {t.rows}",
+            self.rows[-1]: f"tile {t.rows}{together}",
             self.n: f"tile {t.width} vector {t.lanes}" if t.lanes > 1 and not t.along_k else f"tile {t.width}",
             self.k: f"block {t.block}" if self.rounds != 1 else f"vector {t.lanes}" if t.along_k else "",
         }
@@ -187,7 +191,10 @@ def match_gemm(
     *segments, k = sorted(reduced, key=lambda v: _stride(x, v), reverse=True) or [Var("k", 1)]
     if any(not isinstance(v.extent, int) or v.extent == 0 for v in segments):
         return None
-    outer = tuple([v for v in kept if v not in (m, n)])
+    product = Product(m, n, k, (m,), tuple(segments), (), x, y, store, accumulator)
+    tiling = choose_tiling(product, target)
+    product = with_rows(with_inner(product, tiling), tiling, left)
+    outer = tuple([v for v in kept if v not in (*product.rows, n)])
     body: tuple[Stmt, ...] = (combine,)
     for var in (k, *reversed(segments)) if reduced else ():
         body = (For(var, body),)
@@ -195,8 +202,8 @@ def match_gemm(
     for var in reversed(kept):
         body = (For(var, body),)
     nest = Kernel(name, buffers, body, origins)
-    parts = (m, n, k, tuple(segments), x, y, store, accumulator)
-    return Gemm(*parts, nest, outer, choose_tiling(Product(*parts), target))
+    parts = {f.name: getattr(product, f.name) for f in fields(Product)}
+    return Gemm(**parts, nest=nest, outer=outer, tiling=choose_tiling(product, target))
 
 
 def _operands(value: LoopExpr) -> tuple[Load, Load] | None:

@@ -12,7 +12,7 @@ from graphkb.codegen.gemm_micro import Block, Micro, Panel, Rows, Tile
 from graphkb.codegen.gemm_sizes import Size, SizeMath
 from graphkb.codegen.gemm_tiling import even_height
 from graphkb.codegen.loops import Load, Var
-from graphkb.ir.dims import Symbol
+from graphkb.ir.dims import Symbol, product
 
 # How much more work than needed is better than another piece of code for the last columns.
 _REPEATED = 1.05
@@ -160,7 +160,7 @@ class _Product:
         kernel, math, t = self.kernel, self.math, self.tiling
         source = self._source_b(panel, block)
         m = self.size(kernel.m.extent)
-        base = self.packed_a if t.pack_a else self._base(kernel.a, kernel.m, kernel.k)
+        base = self.packed_a if t.pack_a else self._base(kernel.a, *kernel.rows, kernel.k, *kernel.inner)
         shift = math.mul(block.start, self._padded(m, rows))
         for group in rows:
 
@@ -230,41 +230,59 @@ class _Product:
     def _at(self, base: Value, load: Load, row: Size, start: Size) -> Value:
         """The address of an operand's element at a row of A or column of B, and a place in K."""
         math, kernel = self.math, self.kernel
-        across = kernel.m if load is kernel.a else kernel.n
-        place = math.add(
-            math.mul(row, self.size(load.index.factor(across))), math.mul(start, self.size(load.index.factor(kernel.k)))
-        )
-        return math.gep(base, place, load.dtype)
+        if load is kernel.a:
+            beside = self.micro.row_offset(row)
+        else:
+            beside = math.mul(row, self.size(load.index.factor(kernel.n)))
+        return math.gep(base, math.add(beside, math.mul(start, self.size(load.index.factor(kernel.k)))), load.dtype)
 
     def _source_b(self, panel: Panel, block: Block) -> Rows:
         """Where a block of B lies, copied if that pays."""
         kernel = self.kernel
-        place = self._at(self._base(kernel.b, kernel.n, kernel.k), kernel.b, panel.first, block.start)
+        base = self._base(kernel.b, kernel.n, kernel.k, *kernel.inner)
+        place = self._at(base, kernel.b, panel.first, block.start)
         if not self.micro.packed(panel):
             return Rows(place, self.size(kernel.b.index.factor(kernel.k)), kernel.b.dtype)
-        self._pack_b(panel, block, place)
-        return Rows(self.packed_b, panel.vectors * self.tiling.lanes, kernel.dtype)
+        width = panel.vectors * self.tiling.lanes
+        self._pack_inner(panel, block, place, self.packed_b, kernel.inner)
+        return Rows(self.packed_b, width, kernel.dtype)
+
+    def _pack_inner(self, panel: Panel, block: Block, source: Value, target: Value, inner: Sequence[Var]) -> None:
+        """Copy a block of B for every value of the inner variables, one after another."""
+        if not inner:
+            self._pack_b(panel, block, source, target)
+            return
+        math, (var, *rest) = self.math, inner
+        width = panel.vectors * self.tiling.lanes
+        depth = self.size(product((self.kernel.k.extent, *[v.extent for v in rest])))
+
+        def part(at: Size) -> None:
+            start = math.gep(source, math.mul(at, self.size(self.kernel.b.index.factor(var))), self.kernel.b.dtype)
+            place = math.gep(target, math.mul(at, math.mul(depth, width)), self.kernel.dtype)
+            self._pack_inner(panel, block, start, place, rest)
+
+        math.loop(0, self.size(var.extent), 1, part, var.name)
 
     # ------------------------------------------------------------------ packing
-    def _pack_b(self, panel: Panel, block: Block, source: Value) -> None:
+    def _pack_b(self, panel: Panel, block: Block, source: Value, target: Value) -> None:
         """Copy a block of B row after row; columns beyond the matrix become zeros or copies of others."""
         kernel = self.kernel
         across, along = (self.size(kernel.b.index.factor(v)) for v in (kernel.n, kernel.k))
         lanes = self.tiling.lanes
         if across == 1 and lanes > 1 and (panel.columns is None or self.tiling.masks_b):
-            self._pack_rows(panel, block, source, along)
+            self._pack_rows(panel, block, source, target, along)
         elif along == 1 and lanes > 1:
-            self._pack_transposed(panel, block, source, across)
+            self._pack_transposed(panel, block, source, target, across)
         else:
-            self._pack_elements(panel, 0, block.length, source, across, along)
+            self._pack_elements(panel, 0, block.length, source, target, across, along)
 
-    def _pack_rows(self, panel: Panel, block: Block, source: Value, along: Size) -> None:
+    def _pack_rows(self, panel: Panel, block: Block, source: Value, packed: Value, along: Size) -> None:
         b, math, kernel, lanes = self.b, self.math, self.kernel, self.tiling.lanes
         width = panel.vectors * lanes
 
         def row(at: Size) -> None:
             start = math.corner(source, math.mul(at, along), kernel.b.dtype)
-            target = math.corner(self.packed_b, math.mul(at, width), kernel.dtype)
+            target = math.corner(packed, math.mul(at, width), kernel.dtype)
             for j in range(panel.vectors):
                 last = panel.mask if j == panel.vectors - 1 else None
                 value = self.micro.load_vector(math.gep(start, j * lanes, kernel.b.dtype), kernel.b.dtype, last)
@@ -272,7 +290,7 @@ class _Product:
 
         math.loop(0, block.length, 1, row, "pack")
 
-    def _pack_transposed(self, panel: Panel, block: Block, source: Value, across: Size) -> None:
+    def _pack_transposed(self, panel: Panel, block: Block, source: Value, packed: Value, across: Size) -> None:
         """Squares of a vector's length on either side turn over in registers."""
         b, math, kernel, lanes = self.b, self.math, self.kernel, self.tiling.lanes
         dtype, width = kernel.b.dtype, panel.vectors * lanes
@@ -293,7 +311,7 @@ class _Product:
                         column = math.minimum(i, math.sub(math.sub(panel.columns, 1), j))
                     address = math.gep(corner, math.mul(column, across), dtype)
                     rows.append(self.micro.load_vector(address, dtype, mask))
-                target = math.corner(self.packed_b, math.add(math.mul(start, width), j), kernel.dtype)
+                target = math.corner(packed, math.add(math.mul(start, width), j), kernel.dtype)
                 for i, value in enumerate(transposed(b, rows)):
                     b.store(value, math.gep(target, i * width, kernel.dtype))
 
@@ -301,16 +319,18 @@ class _Product:
 
         math.loop(0, block.length if masked else whole, lanes, square, "square")
         if ragged and not masked:
-            self._pack_elements(panel, whole, block.length, source, across, 1)
+            self._pack_elements(panel, whole, block.length, source, packed, across, 1)
 
-    def _pack_elements(self, panel: Panel, first: Size, end: Size, source: Value, across: Size, along: Size) -> None:
+    def _pack_elements(
+        self, panel: Panel, first: Size, end: Size, source: Value, packed: Value, across: Size, along: Size
+    ) -> None:
         b, math, kernel, lanes = self.b, self.math, self.kernel, self.tiling.lanes
         width = panel.vectors * lanes
         columns = width if panel.columns is None else panel.columns
 
         def row(at: Size) -> None:
             start = math.gep(source, math.mul(at, along), kernel.b.dtype)
-            target = math.gep(self.packed_b, math.mul(at, width), kernel.dtype)
+            target = math.gep(packed, math.mul(at, width), kernel.dtype)
             if panel.columns is not None:
                 # What nobody reads must still be harmless: leftovers may be slow to multiply.
                 b.store(b.const(0, kernel.dtype, lanes), math.gep(target, width - lanes, kernel.dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphkb.codegen.builder import ITEM_SIZES, Builder, Value
@@ -9,6 +10,7 @@ from graphkb.codegen.emit import Body
 from graphkb.codegen.gemm import Gemm
 from graphkb.codegen.gemm_dots import dot_products
 from graphkb.codegen.gemm_sizes import Size, SizeMath, Truth
+from graphkb.codegen.gemm_tiling import length_of
 from graphkb.codegen.loops import (
     Affine,
     Buffer,
@@ -25,10 +27,12 @@ from graphkb.codegen.loops import (
     operands_of,
 )
 from graphkb.codegen.schedule import replace_expr, substitute
-from graphkb.ir.dims import Dim, Symbol, sole_atom, symbol
+from graphkb.ir.dims import Dim, Symbol, product, sole_atom, symbol
 
 # Rows of B that a single row of A meets without a loop.
 _UNROLLED = 8
+# Products from which on a part of a sum is worth being added up on its own.
+_SHORTEST_SUM = 96
 
 
 @dataclass(frozen=True)
@@ -77,15 +81,19 @@ class TileBody(Body):
         super().__init__(b, pointers, sizes)
         self.kernel = kernel
         self.row = self.column = 0
-        self.corners: dict[tuple[int, Affine], Value] | None = None
+        self.corners: dict[tuple[int, Affine, int], Value] | None = None
 
     def _shift(self, index: Affine) -> Dim:
         return index.factor(self.kernel.m) * self.row + index.factor(self.kernel.n) * self.column
 
+    def _runs_along_rows(self, index: Affine) -> bool:
+        """Whether a place has to be found anew for every row."""
+        return len(self.kernel.rows) > 1 and any(index.factor(v) != 0 for v in self.kernel.rows)
+
     def address_of(self, buffer: Buffer, index: Affine) -> Value:
         if self.corners is None:
             return super().address_of(buffer, index)
-        key = (buffer.position, index)
+        key = (buffer.position, index, self.row if self._runs_along_rows(index) else 0)
         if key not in self.corners:
             self.corners[key] = self.b.fresh(f"freeze ptr {super().address_of(buffer, index).name}", "ptr")
         shift = self._shift(index)
@@ -115,6 +123,26 @@ class Micro:
     def size(self, dim: Dim) -> Size:
         """A size as an integer if it is known, else its value."""
         return dim if isinstance(dim, int) else self.body.sizes.value(dim)
+
+    def row_offset(self, row: Size) -> Size:
+        """How far a row of A lies behind the first, in elements."""
+        total: Size = 0
+        for var, at in self.row_indices(row):
+            total = self.math.add(total, self.math.mul(at, self.size(self.kernel.a.index.factor(var))))
+        return total
+
+    def row_indices(self, row: Size) -> list[tuple[Var, Size]]:
+        """The axes that the rows run over, and the row's index along each."""
+        rows = self.kernel.rows
+        if len(rows) == 1:
+            return [(rows[0], row)]
+        extents = [v.extent if isinstance(v.extent, int) else 0 for v in rows]  # the first one's does not matter
+        return list(zip(rows, self.math.split(row, extents)))
+
+    def _set_row(self, row: Size) -> None:
+        """Let the epilogue stand at a row."""
+        for var, at in self.row_indices(row):
+            self.body.vars[var] = self.math.value(at)
 
     def mask(self, columns: Size, vectors: int) -> Value | None:
         """The lanes of the last vector of a panel that count, None for all."""
@@ -181,9 +209,11 @@ class Micro:
         math, left, height_range = self.math, tile.left, range(tile.height)
         if self.tiling.pack_a:
             return list(height_range)
-        across = self.size(self.kernel.a.index.factor(self.kernel.m))
         inside = [i if left is None else math.minimum(i, math.sub(left, 1)) for i in height_range]
-        return [math.mul(i, across) for i in inside]
+        if len(self.kernel.rows) == 1:
+            return [self.row_offset(i) for i in inside]
+        first = self.row_offset(tile.first)
+        return [math.sub(self.row_offset(math.add(tile.first, i)), first) if i != 0 else 0 for i in inside]
 
     def _multiply(self, panel: Panel, block: Block, offsets: list[Size], a: Rows, b: Rows) -> list[Value]:
         """The sums of one block."""
@@ -204,13 +234,49 @@ class Micro:
             return [math.gep(at_a, a.step, a.dtype), math.gep(at_b, b.step, b.dtype), *after]
 
         zero, end = out.const(0, "int64"), math.value(block.length)
-        state = [a.address, b.address, *[out.const(0, dtype, lanes)] * (len(offsets) * vectors)]
+        zeros = [out.const(0, dtype, lanes)] * (len(offsets) * vectors)
         unrolled = self.tiling.streams and len(offsets) == 1
-        if not unrolled or not isinstance(block.length, int) or block.length > _UNROLLED:
-            return out.loop(zero, end, 1, step, state, hint="k")[2:]
-        for _ in range(block.length):
-            state = step(None, *state)
-        return state[2:]
+        if unrolled and isinstance(block.length, int) and block.length <= _UNROLLED:
+            state = [a.address, b.address, *zeros]
+            for _ in range(block.length):
+                state = step(None, *state)
+            return state[2:]
+
+        def along(inner: Sequence[Var], at_a: Value, at_b: Value, before: Sequence[Value]) -> list[Value]:
+            """The sums after K, run through for every value of the inner variables."""
+            if not inner:
+                return out.loop(zero, end, 1, step, [at_a, at_b, *before], hint="k")[2:]
+            var, *rest = inner
+            step_a, step_b = self.size(self.kernel.a.index.factor(var)), self._step_b(panel, var, rest)
+            apart = var is self._summed_apart()
+
+            def body(_: Value, at_a: Value, at_b: Value, *before: Value) -> list[Value]:
+                after = along(rest, at_a, at_b, zeros if apart else before)
+                if apart:
+                    after = [out.fadd(old, new) for old, new in zip(before, after)]
+                return [math.gep(at_a, step_a, a.dtype), math.gep(at_b, step_b, b.dtype), *after]
+
+            count = math.value(self.size(var.extent))
+            return out.loop(zero, count, 1, body, [at_a, at_b, *before], hint=var.name)[2:]
+
+        return along(self.kernel.inner, a.address, b.address, zeros)
+
+    def _summed_apart(self) -> Var | None:
+        """The inner variable each of whose rounds adds up on its own first, which keeps rounding errors low."""
+        depth = self.kernel.k.extent
+        assert isinstance(depth, int)
+        for var in reversed(self.kernel.inner):
+            if depth >= _SHORTEST_SUM:
+                return var
+            depth *= length_of(var)
+        return None
+
+    def _step_b(self, panel: Panel, var: Var, rest: Sequence[Var]) -> Size:
+        """How far B's rows of the next value of an inner variable lie behind those of this one."""
+        if not self.packed(panel):
+            return self.size(self.kernel.b.index.factor(var))
+        depth = product((self.kernel.k.extent, *[v.extent for v in rest]))
+        return self.size(depth * (panel.vectors * self.tiling.lanes))
 
     def packed(self, panel: Panel) -> bool:
         """Whether the panel's columns of B are copied."""
@@ -254,16 +320,16 @@ class Micro:
     # ------------------------------------------------------------------ the epilogue
     def _finish(self, panel: Panel, tile: Tile, sums: list[Value]) -> None:
         kernel, body = self.kernel, self.body
-        body.vars[kernel.m] = self.math.value(tile.first)
+        self._set_row(tile.first)
         body.vars[kernel.n] = self.math.value(panel.first)
         body.scopes.append({})
         if self.tiling.in_registers and tile.left is None and (panel.columns is None or self.tiling.masks_c):
-            self._store_registers(panel, tile.height, sums)
+            self._store_registers(panel, tile, sums)
         else:
-            self._store_rows(panel, tile.height, tile.left, sums)
+            self._store_rows(panel, tile, sums)
         body.scopes.pop()
 
-    def _store_registers(self, panel: Panel, height: int, sums: list[Value]) -> None:
+    def _store_registers(self, panel: Panel, tile: Tile, sums: list[Value]) -> None:
         """The epilogue written out for every register; what rows or columns share is computed once."""
         kernel, body, lanes = self.kernel, self.body, self.tiling.lanes
         depends = _dependence(kernel)
@@ -282,8 +348,10 @@ class Micro:
         for j in range(panel.vectors):
             body.column, body.mask = j * lanes, panel.mask if j == panel.vectors - 1 else None
             columns.append(prepare(frozenset("n")))
-        for i in range(height):
+        for i in range(tile.height):
             body.row, body.column, body.mask = i, 0, None
+            if i and len(kernel.rows) > 1:
+                self._set_row(self.math.add(tile.first, i))
             row = prepare(frozenset("m"))
             for j in range(panel.vectors):
                 body.column, body.mask = j * lanes, panel.mask if j == panel.vectors - 1 else None
@@ -295,7 +363,7 @@ class Micro:
         body.row = body.column = 0
         body.vector, body.lanes, body.mask, body.corners = None, 1, None, None
 
-    def _store_rows(self, panel: Panel, height: int, left: Size | None, sums: list[Value]) -> None:
+    def _store_rows(self, panel: Panel, tile: Tile, sums: list[Value]) -> None:
         """The epilogue as loops over the tile, which passes through memory."""
         kernel, body, lanes, b = self.kernel, self.body, self.tiling.lanes, self.b
         width = panel.vectors * lanes
@@ -304,17 +372,23 @@ class Micro:
         for at, value in enumerate(sums):
             place = self.math.gep(self._memory, at * lanes, kernel.dtype)
             b.store(value, place, align=lanes * ITEM_SIZES[kernel.dtype])
-        buffer = Buffer(-1, "tile", kernel.dtype, height * width)
+        buffer = Buffer(-1, "tile", kernel.dtype, tile.height * width)
         body.pointers[-1] = self._memory
-        i = Var("i", height if left is None else self._dim(left, "rows"))
+        i = Var("i", tile.height if tile.left is None else self._dim(tile.left, "rows"))
         j = Var("j", width if panel.columns is None else self._dim(panel.columns, "columns"))
-        moved = {kernel.m: affine(kernel.m).plus(affine(i)), kernel.n: affine(kernel.n).plus(affine(j))}
-        (store,) = substitute([kernel.store], moved)
+        (store,) = substitute([kernel.store], {kernel.n: affine(kernel.n).plus(affine(j))})
         assert isinstance(store, Store)
         (result,) = [e for e in expressions([store]) if isinstance(e, Result)]
-        tile = Load(buffer, affine(i, width).plus(affine(j)))
-        inner = replace_expr([store], {0}, result, tile)
-        body.run([For(i, (For(j, tuple(inner), lanes),))])
+        (inner,) = replace_expr([store], {0}, result, Load(buffer, affine(i, width).plus(affine(j))))
+
+        def row(at: Size) -> None:
+            body.vars[i] = self.math.value(at)
+            self._set_row(self.math.add(tile.first, at))
+            body.scopes.append({})
+            body.run([For(j, (inner,), lanes)])
+            body.scopes.pop()
+
+        self.math.loop(0, self.size(i.extent), 1, row, "i")
 
     def _dim(self, size: Size, name: str) -> Dim:
         """A size as a dim of the loop language."""
@@ -334,7 +408,7 @@ def _dependence(kernel: Gemm) -> dict[LoopExpr, frozenset[str]]:
         on = frozenset[str]().union(*[found[a] for a in operands_of(expr)])
         match expr:
             case Load(index=index) | IndexValue(index=index) | Lookup(index=index):
-                on |= {"m"} if index.factor(kernel.m) != 0 else set()
+                on |= {"m"} if any(index.factor(v) != 0 for v in kernel.rows) else set()
                 on |= {"n"} if index.factor(kernel.n) != 0 else set()
             case Result():
                 on = frozenset("s")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from graphkb.codegen.builder import Builder, Value
@@ -47,6 +47,15 @@ class SizeMath:
         if isinstance(x, int):
             return x // y
         return x if y == 1 else self.b.sdiv(x, self.value(y))
+
+    def split(self, x: Size, extents: Sequence[int]) -> list[Size]:
+        """The indices along several axes of the element that is number x in row-major order; x is not negative."""
+        found: list[Size] = []
+        for extent in reversed(extents[1:]):
+            whole: Size = x // extent if isinstance(x, int) else self.b.fresh(f"udiv i64 {x.name}, {extent}", "int64")
+            found.append(self.sub(x, self.mul(whole, extent)))
+            x = whole
+        return [x, *reversed(found)]
 
     def minimum(self, x: Size, y: Size) -> Size:
         if isinstance(x, int) and isinstance(y, int):

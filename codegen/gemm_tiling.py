@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from graphkb.codegen.loops import Accumulator, Apply, Load, Lookup, Store, Var, expressions, matching_loads
 from graphkb.codegen.target import Target
+from graphkb.ir.dims import Dim, product
 from graphkb.ir.op import find_op
 from graphkb.ir.types import NUMPY_DTYPE
 
@@ -28,6 +30,11 @@ _LINE, _WAYS, _SETS = 64, 8, 2048
 _PAGE, _REREADS, _REREADS_ALIGNED = 4096, 128, 24
 # A is copied if K is so long, its neighbors so many bytes apart, and it meets so many panels of B.
 _LONG_A, _FAR_A, _PANELS_A = 768, 2048, 4
+# How deep a tile may go into B without a pause: as far as a panel stays in the second-level cache.
+_DEEPEST = 1152
+# Rows of several axes run together up to so many where sums are set aside, for they lie in the cache in between. An
+# axis of unknown length joins only if there are few rows without it.
+_MOST_TOGETHER, _ENOUGH_ROWS = 1024, 96
 # The most rows that a tile has.
 MOST_ROWS = 12
 
@@ -81,7 +88,10 @@ class Product:
 
     Attributes:
         m, n, k: rows, columns and the contracted axis; columns are neighbors in C wherever possible.
-        segments: further contracted axes, all longer than 0.
+        rows: the axes of C that m counts through, the last one fastest: m itself, or several whose places in the
+            operands are not those of one axis, such as the rows and columns of an image.
+        segments: further contracted axes, all longer than 0, between whose rounds sums are set aside.
+        inner: contracted axes inside those, longer than 0, through which a tile keeps its sums in registers.
         a, b: the operands' elements.
         store: the epilogue, which takes the `Result` of the accumulator.
         accumulator: the sum.
@@ -90,7 +100,9 @@ class Product:
     m: Var
     n: Var
     k: Var
+    rows: tuple[Var, ...]
     segments: tuple[Var, ...]
+    inner: tuple[Var, ...]
     a: Load
     b: Load
     store: Store
@@ -100,6 +112,16 @@ class Product:
     def dtype(self) -> str:
         """What the sums are computed in."""
         return self.accumulator.dtype
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether rows and the contracted axis are one axis each."""
+        return len(self.rows) == 1 and not self.segments and not self.inner
+
+    @property
+    def depth(self) -> Dim:
+        """How many products a tile adds up in registers, where K is not cut."""
+        return product((self.k.extent, *[v.extent for v in self.inner]))
 
     @property
     def replaceable(self) -> set[int]:
@@ -127,7 +149,7 @@ def choose_tiling(p: Product, target: Target) -> Tiling:
         rows,
         vectors,
         _block_length(p.k, _BLOCK, _LONGEST_BLOCK, lanes),
-        pack_a=lanes > 1 and not p.segments and (costly or _copies_a(p, -(-columns // vectors))),
+        pack_a=lanes > 1 and p.is_plain and (costly or _copies_a(p, -(-columns // vectors))),
         pack_b=p.b.index.factor(p.n) != 1 or costly or _copies_b(p, tiles),
         overlap=overlap,
         along_k=False,
@@ -139,6 +161,35 @@ def choose_tiling(p: Product, target: Target) -> Tiling:
     if _runs_along_k(p, whole) and not costly:
         return _along_k(p, replace(tiling, lanes=whole))
     return _streamed(p, tiling) if _passes_by(p, tiling) and not costly else tiling
+
+
+def with_inner(p: Product, tiling: Tiling) -> Product:
+    """The product with those of its segments that run inside a tile: the last ones, as far as B's part stays small."""
+    if not isinstance(p.k.extent, int) or p.k.extent > tiling.block:
+        return p
+    segments, inner, depth = list(p.segments), list[Var](), p.k.extent
+    while segments and depth * length_of(segments[-1]) <= _DEEPEST:
+        inner.insert(0, segments.pop())
+        depth *= length_of(inner[0])
+    return replace(p, segments=tuple(segments), inner=tuple(inner))
+
+
+def with_rows(p: Product, tiling: Tiling, axes: Sequence[Var]) -> Product:
+    """The product whose rows run over several of its axes, the last one fastest, so that tiles fit them better."""
+    most = _MOST_TOGETHER if p.segments else 1 << 62
+    rows: list[Var] = []
+    for var in reversed(axes):
+        count = math.prod([length_of(v) for v in rows])
+        if rows and (count >= _ENOUGH_ROWS and not isinstance(var.extent, int)):
+            break
+        if rows and count * length_of(var) > most:
+            break
+        rows.insert(0, var)
+        if not isinstance(var.extent, int):
+            break
+    if tiling.pack_a or len(rows) < 2 or (p.m not in rows and math.prod(map(length_of, rows)) < length_of(p.m)):
+        return p
+    return replace(p, m=Var("".join(v.name for v in rows), product([v.extent for v in rows])), rows=tuple(rows))
 
 
 def _copies_a(p: Product, panels: int) -> bool:
@@ -196,7 +247,7 @@ def _passes_by(p: Product, tiling: Tiling) -> bool:
     m, k, n = p.m.extent, p.k.extent, p.n.extent
     if not (isinstance(m, int) and isinstance(k, int) and isinstance(n, int)) or m > _STREAMED_TO:
         return False
-    if p.segments or p.b.index.factor(p.n) != 1 or (not tiling.masks_b and n % tiling.lanes):
+    if not p.is_plain or p.b.index.factor(p.n) != 1 or (not tiling.masks_b and n % tiling.lanes):
         return False
     return k * n * NUMPY_DTYPE[p.b.dtype].itemsize > (_PASSES_ROW if m == 1 else _PASSES_TILE)
 
@@ -214,7 +265,7 @@ def _block_length(k: Var, usual: int, longest: int, lanes: int) -> int:
 
 def _runs_along_k(p: Product, lanes: int) -> bool:
     """Whether few rows meet columns that lie along K: turning those over would not pay."""
-    if length_of(p.m) > _FEW_ROWS or p.segments or lanes == 1 or length_of(p.k) < lanes:
+    if length_of(p.m) > _FEW_ROWS or not p.is_plain or lanes == 1 or length_of(p.k) < lanes:
         return False
     return p.a.index.factor(p.k) == 1 and p.b.index.factor(p.k) == 1
 
@@ -276,4 +327,4 @@ def _fits_registers(store: Store, n: Var, registers: int) -> bool:
     return cost * registers <= _UNROLLED_COST
 
 
-__all__ = ["MOST_ROWS", "Product", "Tiling", "choose_tiling", "even_height", "length_of"]
+__all__ = ["MOST_ROWS", "Product", "Tiling", "choose_tiling", "even_height", "length_of", "with_inner", "with_rows"]

@@ -41,11 +41,11 @@ def _convs(dtype: str, rng: Rng) -> Iterator[Case]:
     yield Case(moved, {"strides": (1,), "dilations": (1,)})
 
 
-def _conv(x: Array, kernel: Array, strides: Axes, dilations: Axes) -> Array:
+def definition(x: Array, kernel: Array, strides: Axes, dilations: Axes) -> Array:
     """The definition: for every place and tap, a product of the channels."""
     n = len(strides)
     if x.ndim == n + 2:
-        result = _conv(np.expand_dims(x, -2), np.expand_dims(kernel, -3), strides, dilations)
+        result = definition(np.expand_dims(x, -2), np.expand_dims(kernel, -3), strides, dilations)
         return result[..., 0, :]
     taps = kernel.shape[:n]
     counts = [(s - (k - 1) * d - 1) // t + 1 for s, k, d, t in zip(x.shape[1:], taps, dilations, strides)]
@@ -143,10 +143,10 @@ CONVOLUTIONS = (
     Contract(
         "conv",
         _convs,
-        _conv,
+        definition,
         NUMBERS,
         16.0,
-        lambda x, kernel, **attrs: _conv(np.abs(x), np.abs(kernel), **attrs),
+        lambda x, kernel, **attrs: definition(np.abs(x), np.abs(kernel), **attrs),
         smooth=(0, 1),
     ),
     Contract(

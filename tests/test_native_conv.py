@@ -1,0 +1,147 @@
+"""Convolutions in machine code: odd shapes, strides, dilations, epilogues and gradients against their definition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from contracts import Array
+from contracts_conv import definition
+from test_gemm import EPSILON, all_targets, build, products, targets
+
+from graphkb.codegen.target import Target, host_target
+from graphkb.ir.dims import symbol
+from graphkb.ir.node import Node
+from graphkb.ops import elementwise as e
+from graphkb.ops.conv import conv
+from graphkb.ops.leaf import placeholder
+
+pytest.importorskip("llvmlite")
+
+Axes = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A convolution of (samples, places…, channels) with (taps…, channels, filters)."""
+
+    x: Axes
+    kernel: Axes
+    strides: Axes
+    dilations: Axes
+    dtype: str = "float32"
+
+    def feeds(self) -> list[Array]:
+        rng = np.random.default_rng([*self.x, *self.kernel])
+        return [rng.uniform(-1, 1, s).astype(self.dtype) for s in (self.x, self.kernel)]
+
+    def exact(self, x: Array, kernel: Array) -> tuple[Array, Array]:
+        """The result, and the classic bound on the error of a float sum."""
+        x, kernel = x.astype(np.longdouble), kernel.astype(np.longdouble)
+        y = definition(x, kernel, self.strides, self.dilations)
+        size = definition(np.abs(x), np.abs(kernel), self.strides, self.dilations)
+        count = np.prod(self.kernel[:-1]) + 1
+        bound = count * EPSILON["float32" if self.dtype == "float16" else self.dtype] * size
+        return y, bound + (EPSILON["float16"] * np.abs(y) + 2.0**-25 if self.dtype == "float16" else 0)
+
+
+def random_cases(seed: int, count: int, dtype: str = "float32") -> list[Case]:
+    rng = np.random.default_rng(seed)
+    cases = []
+    while len(cases) < count:
+        n = int(rng.integers(1, 4))
+        taps, strides, dilations = (tuple(map(int, rng.integers(1, most, n))) for most in (5, 4, 3))
+        sizes = [(k - 1) * d + 1 + int(extra) for k, d, extra in zip(taps, dilations, rng.integers(0, 12 // n, n))]
+        channels, filters = (int(rng.choice([1, 2, 3, 8, 17, 33])) for _ in range(2))
+        samples = int(rng.choice([0, 1, 1, 2, 5]))
+        cases.append(Case((samples, *sizes, channels), (*taps, channels, filters), strides, dilations, dtype))
+    return cases
+
+
+def check(cases: list[Case], target: Target) -> None:
+    """The results are exact within the bound, with guards behind and before every array."""
+    inputs: list[Node] = []
+    outputs: list[Node] = []
+    for case in cases:
+        x, kernel = placeholder(case.x, case.dtype, "x"), placeholder(case.kernel, case.dtype, "k")
+        inputs += [x, kernel]
+        outputs.append(conv(x, kernel, case.strides, case.dilations))
+    compiled = build(inputs, outputs, target)
+    feeds = [case.feeds() for case in cases]
+    for at_end in (True, False):
+        for case, pair, got in zip(cases, feeds, compiled([a for ab in feeds for a in ab], at_end)):
+            exact, bound = case.exact(*pair)
+            assert got.shape == exact.shape
+            excess = np.max(np.abs(got - exact) - bound, initial=0)
+            assert excess <= 0, f"{case}: beyond its error bound by {excess}"
+
+
+@all_targets
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_random_shapes(dtype: str, target: Target) -> None:
+    check(random_cases(len(dtype), 12, dtype), target)
+
+
+# Rows of images that are no multiple of a tile, taps that are deeper than a block, many filters, long kernels.
+SHAPES = (
+    Case((2, 9, 7, 17), (3, 3, 17, 65), (1, 1), (1, 1)),
+    Case((1, 16, 15, 3), (7, 7, 3, 40), (2, 2), (1, 1)),
+    Case((3, 7, 7, 200), (3, 3, 200, 48), (1, 1), (1, 1)),
+    Case((1, 5, 5, 800), (2, 2, 800, 20), (1, 1), (1, 1)),
+    Case((2, 8, 9, 33), (1, 1, 33, 130), (2, 2), (1, 1)),
+    Case((1, 40, 3), (9, 3, 1), (1,), (2,)),
+    Case((1, 6, 6, 5, 9), (3, 3, 3, 9, 18), (1, 2, 1), (1, 1, 1)),
+    Case((40, 4, 4, 8), (3, 3, 8, 16), (1, 1), (1, 1)),
+    Case((2, 5, 4, 16), (2, 2, 16, 1100), (1, 1), (1, 1)),
+)
+
+
+@targets
+def test_shapes_of_tiles(target: Target) -> None:
+    check(list(SHAPES), target)
+
+
+def test_rows_of_an_image_are_one_axis_and_taps_stay_in_registers() -> None:
+    x, kernel = placeholder((1, 16, 16, 64), "float32", "x"), placeholder((3, 3, 64, 64), "float32", "x")
+    (product,) = products(build([x, kernel], [conv(x, kernel, (1, 1), (1, 1))], host_target()).program)
+    assert [v.extent for v in product.rows] == [14, 14]
+    assert [v.extent for v in product.inner] == [3]
+    assert product.scratch == 0
+
+
+@all_targets
+def test_epilogues(target: Target) -> None:
+    """Bias, residual and relu join the convolution's kernel, in registers and, where costly, in memory."""
+    rng = np.random.default_rng(0)
+    shapes = [(2, 6, 5, 19), (3, 2, 19, 37), (37,), (2, 4, 4, 37)]
+    x, kernel, bias, rest = (placeholder(s, "float32", "x") for s in shapes)
+    y = conv(x, kernel, (1, 1), (1, 1)) + bias
+    outputs = [e.relu(y + rest), e.tanh(y * rest) - e.exp(e.sin(y)) * bias]
+    values = [rng.uniform(-1, 1, s).astype(np.float32) for s in shapes]
+    compiled = build([x, kernel, bias, rest], outputs, target)
+    a, k, b, r = (v.astype(np.float64) for v in values)
+    sums = definition(a, k, (1, 1), (1, 1)) + b
+    for at_end in (True, False):
+        first, second = compiled(values, at_end)
+        np.testing.assert_allclose(first, np.maximum(sums + r, 0), atol=1e-5)
+        np.testing.assert_allclose(second, np.tanh(sums * r) - np.exp(np.sin(sums)) * b, atol=1e-4)
+
+
+@targets
+def test_unknown_numbers_of_samples_and_places(target: Target) -> None:
+    batch, size = symbol("batch"), symbol("size")
+    kernel = placeholder((2, 3, 5, 21), "float32", "x")
+    rng = np.random.default_rng(1)
+    weights = rng.uniform(-1, 1, (2, 3, 5, 21)).astype(np.float32)
+    for dims, known in (
+        ((batch, 7, 6, 5), (3, 7, 6, 5)),
+        ((batch, size, 6, 5), (2, 9, 6, 5)),
+        ((batch, size, size, 5), (2, 8, 8, 5)),
+    ):
+        x = placeholder(dims, "float32", "x")
+        compiled = build([x, kernel], [e.relu(conv(x, kernel, (1, 1), (1, 1)))], target)
+        value = rng.uniform(-1, 1, known).astype(np.float32)
+        (got,) = compiled([value, weights])
+        exact = definition(value.astype(np.float64), weights.astype(np.float64), (1, 1), (1, 1))
+        np.testing.assert_allclose(got, np.maximum(exact, 0), atol=1e-5)
