@@ -78,12 +78,9 @@ class Body(Values):
     """The statements of one kernel, written in order."""
 
     def run(self, body: Sequence[Stmt]) -> None:
-        stores = [statement for statement in body if isinstance(statement, Store)]
-        if len(stores) == len(body) > 1:
-            # Several results of one round: one may be written over what another reads.
-            for store in stores:
-                self.value(store.value)
-        for statement in body:
+        for position, statement in enumerate(body):
+            if isinstance(statement, Store):
+                self._prepare_stores(body[position:])
             match statement:
                 case For():
                     self._for(statement)
@@ -99,6 +96,13 @@ class Body(Values):
                     self._tile(statement)
                 case Interleave():
                     self._interleave(statement)
+
+    def _prepare_stores(self, following: Sequence[Stmt]) -> None:
+        """Compute what neighboring statements store before the first does: one may write over what another reads."""
+        for statement in following:
+            if not isinstance(statement, Store):
+                return
+            self.value(statement.value)
 
     # ------------------------------------------------------------------ squares
     def _tile(self, tile: Tile) -> None:
@@ -329,8 +333,12 @@ def _combining_lanes(accumulator: Accumulator, body: Sequence[Stmt], lanes: int 
                 found = _combining_lanes(accumulator, inner, max(lanes, own))
                 if found:
                     return found
+            case Reduce(body=inner):
+                # Several accumulators of one loop; what is combined after a loop is one value.
+                found = _combining_lanes(accumulator, inner, lanes)
+                if found:
+                    return found
             case _:
-                # A Reduce inside leaves vector loops before it combines outside.
                 pass
     return 0
 

@@ -12,7 +12,7 @@ Expressions are shared, not copied: a kernel is a graph of them, and identity is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -335,11 +335,9 @@ class Kernel:
     @cached_property
     def in_place(self) -> dict[int, set[int]]:
         """For each written buffer the inputs whose memory it may take: read only where it is then written."""
-        stores = [s for s in walk(self.body) if isinstance(s, Store)]
-        written = [b.position for b in self.buffers if b.written]
-        if len(stores) != len(written) or any(isinstance(s, Reduce | Deposit) for s in walk(self.body)):
-            return {position: set() for position in written}
-        return {store.buffer.position: matching_loads(store, stores) for store in stores}
+        from graphkb.codegen.in_place import replaceable
+
+        return {b.position: replaceable(self.body, b) for b in self.buffers if b.written}
 
     def renamed(self, name: str) -> Kernel:
         """The same kernel under another name."""
@@ -408,11 +406,11 @@ def operands_first(root: LoopExpr, seen: set[LoopExpr]) -> Iterator[LoopExpr]:
             stack.extend((arg, False) for arg in reversed(operands_of(expr)))
 
 
-def matching_loads(store: Store, others: Sequence[Store] = ()) -> set[int]:
-    """The buffers that a store and others of its round read only at its own place, in items of the same width."""
+def matching_loads(store: Store) -> set[int]:
+    """The buffers that a store's value reads only at the very place that is stored, in items of the same width."""
     fits: dict[int, bool] = {}
     width = NUMPY_DTYPE[store.buffer.dtype].itemsize
-    for expr in expressions([store, *others]):
+    for expr in expressions([store]):
         if isinstance(expr, Load):
             same = expr.index == store.index and NUMPY_DTYPE[expr.dtype].itemsize == width
             fits[expr.buffer.position] = fits.get(expr.buffer.position, True) and same

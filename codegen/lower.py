@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from graphkb.codegen.gemm import match_gemm
 from graphkb.codegen.loops import (
     Accumulator,
     Affine,
-    Apply,
     Buffer,
     Combine,
     Const,
     Deposit,
     For,
     Kernel,
-    Load,
-    LoopExpr,
     NativeKernel,
     Reduce,
     Running,
@@ -24,31 +19,23 @@ from graphkb.codegen.loops import (
     Store,
     Var,
     affine,
-    expressions,
 )
 from graphkb.codegen.reading import REDUCTIONS, Reader, accumulator_dtype, along, as_dtype, linear, strides
 from graphkb.codegen.schedule import (
     MOST_NEIGHBORS,
     collapse,
     interleave,
-    nest,
-    replace_expr,
     schedule_deposit,
     schedule_map,
     schedule_reduction,
     schedule_running,
-    varying,
-    vector_length,
-    work_of,
 )
+from graphkb.codegen.several import lower_rows, lower_several
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim, minimum
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node
 from graphkb.ir.origin import Origin
-
-# What costs more than this is kept rather than computed again.
-_KEEP_ABOVE = 8
 
 
 # ---------------------------------------------------------------------------------------------- kernels
@@ -81,19 +68,6 @@ def lower(body: Graph, name: str, target: Target) -> NativeKernel:
     return Kernel(name, (*buffers, out), tuple(statements), origins)
 
 
-def lower_several(body: Graph, named: dict[Node, Buffer], outs: Sequence[Buffer], target: Target) -> list[Stmt]:
-    """Loops over one index space that compute several results of it, and what they share once."""
-    shape = body.outputs[0].shape
-    reader = Reader(named)
-    axes = [Var(f"i{axis}", n) for axis, n in enumerate(shape)]
-    index = tuple(map(along, axes))
-    stores: list[Stmt] = [
-        Store(out, linear(shape, index), reader.read(root, index)) for out, root in zip(outs, body.outputs)
-    ]
-    kept, stores = collapse([v for v in axes if v.extent != 1], stores)
-    return schedule_map(kept, stores, target)
-
-
 def is_matrix_product(node: Node) -> bool:
     """Whether a sum of products may be a matrix kernel; groups of channels are too small for one."""
     return node.op.name == "dot" or (node.op.name == "conv" and node.ndim == len(node.attrs["strides"]) + 2)
@@ -103,44 +77,6 @@ def rows_of(body: Graph) -> bool:
     """Whether a kernel runs row by row: it holds several reductions, or spreads one over its row again."""
     cores = [n for n in body.nodes if n.op.name in REDUCTIONS]
     return len(cores) > 1 or (len(cores) == 1 and cores[0].type.size != body.outputs[0].type.size)
-
-
-def lower_rows(body: Graph, named: dict[Node, Buffer], out: Buffer, target: Target) -> list[Stmt]:
-    """Loops over rows, and in each row one loop for every reduction, then one for the result.
-
-    What is costly and needed by several of these loops is kept in the output's row in the meantime.
-    """
-    (root,) = body.outputs
-    core = next(n for n in body.nodes if n.op.name in REDUCTIONS)
-    columns = core.inputs[0].shape[-1]
-    axes = [Var(f"i{axis}", n) for axis, n in enumerate(root.shape)]
-    full = columns != 1 and root.type.size == core.inputs[0].type.size
-    column = axes[-1] if full else Var("r0", columns)
-    reader = Reader(named, column)
-    value = reader.read(root, tuple(map(along, axes)))
-    place = linear(root.shape, tuple(map(along, axes)))
-    statements: list[Stmt] = [Combine(r.accumulator, r.value) for r in reader.reductions]
-    statements.append(Store(out, place, value))
-    if full:
-        statements = _keep_in_row(statements, out, place, column)
-    kept = [v for v in axes if v.extent != 1 and v is not column]
-    kept, statements = collapse(kept, statements)
-    lanes = vector_length(statements, columns, target, lambda w: 4 if w.cost <= 30 else 2)
-
-    def over_columns(*inner: Stmt) -> tuple[Stmt, ...]:
-        return inner if columns == 1 else (For(column, inner, lanes),)
-
-    rounds: list[Stmt] = []
-    held: list[Stmt] = []
-    for statement in statements[:-1]:
-        if isinstance(statement, Combine):
-            rounds.append(Reduce(statement.accumulator, over_columns(statement, *held)))
-            held = []
-        else:
-            held.append(statement)
-    final = statements[-1]
-    rounds += over_columns(final) if full else (final,)
-    return list(nest(kept, tuple(rounds)))
 
 
 def _lower_pad(root: Node, named: dict[Node, Buffer], out: Buffer, target: Target) -> list[Stmt]:
@@ -286,27 +222,3 @@ def _read_nest(
     assert isinstance(store, Store)
     assert combine is None or isinstance(combine, Combine)
     return kept, reduced, store, combine
-
-
-def _keep_in_row(statements: list[Stmt], out: Buffer, place: Affine, column: Var) -> list[Stmt]:
-    """Store the costliest value that several loops over the row need where the result will stand, and load it after.
-
-    A Store stands before the Combine in whose loop it belongs.
-    """
-    users: dict[LoopExpr, list[int]] = {}
-    for i, statement in enumerate(statements):
-        for expr in expressions([statement]):
-            users.setdefault(expr, []).append(i)
-    varies = varying(statements, column)
-    shared = [
-        expr
-        for expr, at in users.items()
-        if isinstance(expr, Apply) and len(at) > 1 and expr in varies and expr.dtype == out.dtype
-    ]
-    costs = {expr: work_of([Store(out, place, expr)]).cost for expr in shared}
-    best = max(shared, key=lambda e: costs[e], default=None)
-    if best is None or costs[best] < _KEEP_ABOVE:
-        return statements
-    first, *later = users[best]
-    loaded = replace_expr(statements, set(later), best, Load(out, place))
-    return [*loaded[:first], Store(out, place, best), *loaded[first:]]

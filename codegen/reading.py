@@ -61,10 +61,10 @@ class Reduction:
 class Reader:
     """Turns nodes at an index into expressions; every (node, index) pair is one shared expression."""
 
-    def __init__(self, buffers: dict[Node, Buffer], column: Var | None = None) -> None:
+    def __init__(self, buffers: dict[Node, Buffer], reduced: Sequence[Var] = ()) -> None:
         self.buffers = buffers
-        # Where a kernel runs row by row, all its reductions run along this one variable.
-        self.column = column
+        # Where a kernel has several reductions, all of them run along these variables.
+        self.reduced = reduced
         self.reductions: list[Reduction] = []
         self._known: dict[tuple[Node, tuple[Affine, ...]], LoopExpr] = {}
         self._loads: dict[tuple[Buffer, Affine], Load] = {}
@@ -205,7 +205,7 @@ class Reader:
             if axis in axes:
                 if keepdims:
                     next(kept)
-                var = self.column or Var(f"r{len(reduced)}", dim)
+                var = self.reduced[len(reduced)] if self.reduced else Var(f"r{len(reduced)}", dim)
                 reduced.append(var)
                 inner.append(along(var))
             else:

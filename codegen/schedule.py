@@ -265,7 +265,7 @@ def nest(axes: Sequence[Var], body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
     return body
 
 
-def _unit_loads(statements: Sequence[Stmt], var: Var) -> int:
+def unit_loads(statements: Sequence[Stmt], var: Var) -> int:
     """How well a loop suits vectors: loads that run along it, less loads that would have to be gathered."""
     score = 0
     changing = varying(statements, var)
@@ -283,7 +283,7 @@ def schedule_reduction(
     kept: list[Var], reduced: list[Var], store: Store, combine: Combine, target: Target
 ) -> list[Stmt]:
     """Vectors run along the innermost reduced or the innermost kept axis, whichever the loads follow."""
-    along_kept = bool(kept) and (not reduced or _unit_loads([combine], kept[-1]) > _unit_loads([combine], reduced[-1]))
+    along_kept = bool(kept) and (not reduced or unit_loads([combine], kept[-1]) > unit_loads([combine], reduced[-1]))
     if not along_kept and reduced:
         wide = 2 if combine.accumulator.op in ("argmax", "argmin") else 4
         lanes = vector_length([combine], reduced[-1].extent, target, lambda w: wide if w.cost <= 30 else 2)

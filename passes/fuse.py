@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,6 +14,7 @@ from graphkb.ops.control import is_control, item
 from graphkb.ops.fused import fused
 from graphkb.ops.leaf import placeholder
 from graphkb.passes.guard_indices import GuardIndices
+from graphkb.passes.index_spaces import Space, axes_in, map_space, reduction_space
 from graphkb.passes.merge_kernels import Unit, merge_kernels
 from graphkb.passes.row_axes import (
     COLUMN,
@@ -30,6 +31,8 @@ from graphkb.passes.row_axes import (
 AFFINE_VIEWS = {"transpose", "broadcast_to", "broadcast_like", "slice", "stop_gradient"}
 # Reductions that kernels know; `unbroadcast` has become a sum by now.
 REDUCTIONS = {"sum", "prod", "max", "min", "any", "all", "argmax", "argmin"}
+# Those that can share their loops with others.
+SHARED_REDUCTIONS = REDUCTIONS - {"argmax", "argmin"}
 # Sums of products, which read their operands many times.
 PRODUCTS = {"dot", "conv"}
 # Reductions over sliding windows.
@@ -53,15 +56,18 @@ class Fuse:
 
     Args:
         most_nodes: how many nodes a kernel may hold.
-        cheap: the cost up to which a node is computed again rather than stored for several consumers.
+        cheap: the cost up to which a node may be computed several times for one consumer.
+        light: the cost up to which a node that depends on one large operand is computed again for each of several
+            kernels rather than stored: reading memory takes longer.
     """
 
     name: str = "fuse"
     most_nodes: int = 48
     cheap: int = 1
+    light: int = 6
 
     def apply(self, graph: Graph) -> Graph:
-        groups = _Groups(GuardIndices().apply(graph), self.most_nodes, self.cheap)
+        groups = _Groups(GuardIndices().apply(graph), self.most_nodes, self.cheap, self.light)
         return groups.rebuild(self.apply)
 
 
@@ -101,6 +107,19 @@ def is_native(node: Node) -> bool:
     return is_inner(node) or is_core(node) or node.op.name in SCATTERED
 
 
+def _source(node: Node) -> Node:
+    """The node that a view looks at."""
+    while node.op.name in AFFINE_VIEWS or (node.op.name == "reshape" and is_squeeze(node)):
+        node = node.inputs[0]
+    return node
+
+
+def _is_smaller(node: Node, than: Node) -> bool:
+    """Whether a node has so many fewer elements that reading it takes no time."""
+    small, large = node.type.size, than.type.size
+    return isinstance(small, int) and isinstance(large, int) and 16 * small <= large
+
+
 def must_stand(node: Node, user: Node) -> bool:
     """Whether a user needs its operand in memory: products read theirs many times, gather at computed positions."""
     if user.op.name in PRODUCTS:
@@ -131,10 +150,11 @@ class _Group:
 class _Groups:
     """The partition of one graph into kernels, decided from the outputs backwards."""
 
-    def __init__(self, graph: Graph, most_nodes: int, cheap: int) -> None:
+    def __init__(self, graph: Graph, most_nodes: int, cheap: int, light: int) -> None:
         self.graph = graph
         self.most_nodes = most_nodes
         self.cheap = cheap
+        self.light = light
         self.users = graph.consumers()
         self.roots = set(graph.roots)
         self.position = {node: i for i, node in enumerate(graph.nodes)}
@@ -261,7 +281,17 @@ class _Groups:
         """Whether computing the node in several kernels costs no more than reading it back would."""
         if node.op.kind != "elementwise":
             return node.op.name != "gather"
-        return node.op.cost <= self.cheap and not any(is_inner(i) for i in node.inputs)
+        chain = [node]
+        wide: set[Node] = set()
+        cost = 0
+        for member in chain:  # grows on the way
+            cost += member.op.cost
+            if cost > self.light:
+                return False
+            sources = [i for i in map(_source, member.inputs) if not _is_smaller(i, node)]
+            chain += [i for i in sources if i.op.kind == "elementwise" and i not in chain]
+            wide.update(i for i in sources if i.op.kind != "elementwise")
+        return len(wide) <= 1 or cost <= self.cheap
 
     # ------------------------------------------------------------------ building
     def rebuild(self, fuse_body: Callable[[Graph], Graph]) -> Graph:
@@ -292,13 +322,13 @@ class _Groups:
             return Unit(root, position, (), tuple(dict.fromkeys(root.inputs)))
         members = self._members(root, group)
         inside = set(members)
-        read = {i: None for node in members for i in node.inputs if i not in inside}
-        operands = tuple([i for i in read if not self._is_computed(i, members)])
+        read = dict.fromkeys([i for node in members for i in node.inputs if i not in inside])
+        unit = Unit(root, position, members, tuple([i for i in read if not self._is_computed(i, members)]))
         space = self._space(group)
-        inline: frozenset[Node] = frozenset()
-        if space is not None:
-            inline = frozenset([i for i in operands if self._reads_in_place(i, group)])
-        return Unit(root, position, members, operands, space, tuple([i for i in operands if i in inline]), inline)
+        axes = None if space is None else axes_in(space, root, members, must_stand)
+        if axes is not None:
+            unit.space, unit.axes = space, axes
+        return unit
 
     def _is_computed(self, node: Node, members: Sequence[Node]) -> bool:
         """Whether the kernel of some members makes a leaf by itself."""
@@ -306,19 +336,15 @@ class _Groups:
             return False
         return not any(user.op.name == "gather" and node is user.inputs[0] for user in members)
 
-    def _space(self, group: _Group) -> Hashable:
-        """What the loops of a kernel run over, where several such kernels can be one; None where they can not."""
-        root = group.root
+    def _space(self, group: _Group) -> Space | None:
+        """What the loops of a kernel run over; None where other kernels can not share them."""
+        root, core = group.root, group.core
         guards = any(user.op.name == "guard" and root is user.inputs[1] for user in self.users[root])
-        if group.core is not None or root.op.name in SCATTERED or guards:
+        if root.op.name in SCATTERED or guards:
             return None
-        return ("map", root.shape)
-
-    def _reads_in_place(self, node: Node, group: _Group) -> bool:
-        """Whether a kernel reads an operand only at the place that it writes."""
-        if any(user in group.rounds and must_stand(node, user) for user in self.users[node]):
-            return False
-        return node.shape == group.root.shape and self._axes(node, group) == result_axes(group.root)
+        if core is None:
+            return map_space(root)
+        return reduction_space(core, root, LONGEST_ROW) if core.op.name in SHARED_REDUCTIONS else None
 
     def _fused(self, roots: Sequence[Node], kernel: Sequence[Unit], new: dict[Node, Node]) -> None:
         """Make the node of one kernel, and of each of its results where there are several."""

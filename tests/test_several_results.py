@@ -13,6 +13,7 @@ from graphkb.backend import Tensor
 from graphkb.ir.graph import Graph
 from graphkb.ops.control import items
 from graphkb.passes.fuse import Fuse
+from graphkb.passes.index_spaces import Space
 from graphkb.passes.merge_kernels import Unit, merge_kernels
 from graphkb.runtime.options import options
 
@@ -172,14 +173,15 @@ def test_chains_with_gradients_are_few_kernels() -> None:
 def test_units_join_only_what_is_ready() -> None:
     a, b, c, d = [K.placeholder((3,)).node for _ in range(4)]
 
-    def unit(root: Any, position: int, operands: Sequence[Any], space: object, inline: Sequence[Any]) -> Unit:
-        return Unit(root, position, (root,), tuple(operands), space, tuple(inline), frozenset(inline))
+    def unit(root: Any, position: int, operands: Sequence[Any], alone: bool = False) -> Unit:
+        space = None if alone else Space((3,))
+        return Unit(root, position, (root,), tuple(operands), space, dict.fromkeys(operands, (0,)))
 
-    first = unit(a, 0, (d,), "s", (d,))
-    other = unit(b, 1, (a,), None, ())
-    last = unit(c, 2, (a, b, d), "s", (a, b, d))
+    first = unit(a, 0, (d,))
+    other = unit(b, 1, (a,), alone=True)
+    last = unit(c, 2, (a, b, d))
     assert merge_kernels([first, other, last], 10) == [[first], [other], [last]]
-    free = unit(c, 2, (a, d), "s", (a, d))
+    free = unit(c, 2, (a, d))
     assert merge_kernels([first, other, free], 10) == [[first, free], [other]]
     assert merge_kernels([first, other, free], 1) == [[first], [other], [free]]
 

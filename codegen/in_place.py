@@ -1,0 +1,85 @@
+"""Which inputs a kernel may overwrite with a result: those that it reads only where, and not after, it then writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from graphkb.codegen.loops import (
+    Affine,
+    Buffer,
+    Combine,
+    Deposit,
+    For,
+    Interleave,
+    Load,
+    Lookup,
+    Reduce,
+    Stmt,
+    Store,
+    Tile,
+    Var,
+    expressions,
+)
+from graphkb.ir.types import NUMPY_DTYPE
+
+# A statement without a body, the round that it belongs to, counted in the order of the kernel, and the loops around it.
+_Leaf = tuple[int, Stmt, tuple[Var, ...]]
+
+
+def replaceable(body: Sequence[Stmt], out: Buffer) -> set[int]:
+    """The positions of the buffers whose memory a result may take.
+
+    All their elements are read at the place where one of the result is written, of the same width, in the same round
+    of a loop or in loops before; rounds compute everything before they store.
+    """
+    leaves = list(_leaves(body))
+    stores = [leaf for leaf in leaves if isinstance(leaf[1], Store) and leaf[1].buffer is out]
+    if not stores or any(isinstance(statement, Deposit) for _, statement, _ in leaves):
+        return set()
+    first = min(at for at, _, _ in stores)
+    places = {statement.index for _, statement, _ in stores if isinstance(statement, Store)}
+    (place, *others) = places
+    # A place that several rounds write would be read again after the first of them.
+    if others or any(place.factor(var) == 0 for _, _, loops in stores for var in loops):
+        return set()
+    fits: dict[int, bool] = {}
+    for at, statement, _ in leaves:
+        for expr in expressions([statement]):
+            if isinstance(expr, Load):
+                fit = _same_place(expr, out, place) and at <= first
+                fits[expr.buffer.position] = fits.get(expr.buffer.position, True) and fit
+            elif isinstance(expr, Lookup):
+                fits[expr.buffer.position] = False
+    return {position for position, fit in fits.items() if fit and position >= 0}
+
+
+def _same_place(load: Load, out: Buffer, place: Affine) -> bool:
+    widths = [NUMPY_DTYPE[dtype].itemsize for dtype in (load.dtype, out.dtype)]
+    return load.index == place and widths[0] == widths[1]
+
+
+def _leaves(body: Sequence[Stmt], count: Iterator[int] | None = None, loops: tuple[Var, ...] = ()) -> Iterator[_Leaf]:
+    """The statements without bodies; neighbors are one round, unless they combine after a store."""
+    count = count if count is not None else iter(range(1 << 62))
+    at, stored = next(count), False
+    for statement in body:
+        match statement:
+            case For(var=var, body=inner):
+                yield from _leaves(inner, count, (*loops, var))
+            case Tile(outer=outer, inner=var, body=inner):
+                yield from _leaves(inner, count, (*loops, outer, var))
+            case Reduce(body=inner):
+                yield from _leaves(inner, count, loops)
+            case Interleave(stores=stores):
+                for store in stores:
+                    yield next(count), store, loops
+            case Combine() | Store() | Deposit():
+                if stored and not isinstance(statement, Store):
+                    at = next(count)
+                stored = isinstance(statement, Store)
+                yield at, statement, loops
+                continue
+        at, stored = next(count), False
+
+
+__all__ = ["replaceable"]
