@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from evaluate import Array, atom_of, finite_differences, interpret
 
+import graphkb
 from graphkb import backend as K
 from graphkb.gradients import gradients
 from graphkb.ir.dims import symbol
@@ -350,6 +351,30 @@ def test_a_chain_of_100000_nodes() -> None:
     np.testing.assert_allclose(value(g, x=[1]), 1.00001**50_000, rtol=1e-9)
 
 
+# ---------------------------------------------------------------------------------------------- products with zeros
+@pytest.mark.parametrize("x", [[2.0, 3, -1, 0.5], [2, 0, 3, 4], [0, 2, 0, 3], [0, 0, 0, 1]])
+@pytest.mark.parametrize(
+    "op",
+    [
+        lambda x: reduce.reduce(reduce.PROD, x, (0,)),
+        *[
+            lambda x, exclusive=exclusive, reverse=reverse: reduce.cumprod(x, 0, exclusive, reverse)
+            for exclusive in (False, True)
+            for reverse in (False, True)
+        ],
+    ],
+)
+def test_products_have_all_derivatives_at_zeros(op: Callable[[Node], Node], x: list[float]) -> None:
+    v = vector(4)
+    weights = leaf.constant(np.array([1.0, -2, 3, 0.5]), "float64")
+    loss = reduce.reduce_sum(op(v) * weights, (0,))
+    for _ in range(3):  # central differences of the fourth order are exact for polynomials of degree 4
+        g = grad(loss, v)
+        expected = finite_differences(lambda a, y=loss: value(y, x=a), np.array(x, "float64"), 0.1)
+        np.testing.assert_allclose(value(g, x=x), expected, rtol=1e-9, atol=1e-9)
+        loss = reduce.reduce_sum(g * weights * weights, (0,))
+
+
 # ---------------------------------------------------------------------------------------------- branches not taken
 @pytest.mark.parametrize(
     ("build", "x", "expected"),
@@ -371,3 +396,68 @@ def test_no_nan_comes_from_there_to_what_was_broadcast():
     v, w = K.variable([0.0, 2.0], "float64"), K.variable(3.0, "float64")
     y = K.switch(v > 0, w * K.log(v), v)
     np.testing.assert_allclose(K.eval(K.gradients(K.sum(y), [w])[0]), np.log(2))
+
+
+ZERO2, ZERO21 = np.zeros(2), np.zeros((2, 1))
+ROWS = np.array([[0.0, 0, 0], [1, 2, 4]])  # the first row is not taken
+
+
+def _taken(rank=1):
+    return K.constant(np.array([False, True]).reshape((2,) + (1,) * (rank - 1)), "bool")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda x: K.switch(_taken(), K.sum(K.log(x), -1), ZERO2),
+        lambda x: K.switch(_taken(2), K.mean(K.log(x), -1, keepdims=True), ZERO21),
+        lambda x: K.switch(_taken(), K.prod(K.log(x + 1), -1) / K.sum(x, -1), ZERO2),
+        lambda x: K.switch(_taken(), K.max(K.sqrt(x), -1), ZERO2),
+        lambda x: K.switch(_taken(), K.std(x, -1), ZERO2),
+        lambda x: K.switch(_taken(), K.sqrt(K.sum(K.square(x), -1)), ZERO2),
+        lambda x: K.switch(_taken(), K.logsumexp(K.log(x), -1), ZERO2),
+        lambda x: K.switch(_taken(), K.log(K.softmax(K.log(x)))[:, 0], ZERO2),
+        lambda x: K.switch(_taken(2), x / K.sqrt(K.sum(x * x, -1, keepdims=True)), K.zeros_like(x)),
+        lambda x: K.switch(_taken(), K.reshape(K.log(x), (2, 3, 1))[:, 1, 0], ZERO2),
+        lambda x: K.switch(_taken(), K.transpose(K.log(x))[0] * K.reverse(K.transpose(K.log(x)), 0)[1], ZERO2),
+        lambda x: K.switch(_taken(), K.sum(K.concatenate([K.log(x), x, 1 / x]), -1), ZERO2),
+        lambda x: K.switch(_taken(), K.sum(K.stack([K.tile(K.log(x), [1, 2]), K.tile(x, [1, 2])], 1), [1, 2]), ZERO2),
+        lambda x: K.switch(_taken(), K.sum(K.temporal_padding(K.log(x)[..., None]), [-1, 1]), ZERO2),
+        lambda x: K.switch(_taken(2), K.dot(K.sqrt(x), K.ones((3, 2), "float64")), np.zeros((2, 2))),
+        lambda x: K.switch(_taken(2), K.batch_dot(K.sqrt(x), K.sqrt(x)), ZERO21),
+        lambda x: K.switch(_taken(), K.cumsum(K.log(x), 1)[:, 1], ZERO2),
+        lambda x: K.switch(_taken(), K.sum(K.gather(K.log(x), K.constant([0, 1], "int32")), 1), ZERO2),
+        lambda x: K.switch(K.sum(x) < 0, K.sum(K.conv1d(K.log(x)[..., None], K.ones((2, 1, 1), "float64"))), K.sum(x)),
+        lambda x: K.switch(K.sum(x) < 0, K.sum(K.log(K.cumprod(x, 1))), K.sum(x)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("mode", ["auto", "interpret"])
+def test_no_nan_comes_from_there_through_other_axes(build, mode):
+    def slopes(rows):
+        v = K.variable(rows, "float64")
+        (first,) = K.gradients(build(v), [v])
+        (second,) = K.gradients(K.sum(first * K.constant([[1.0, -2, 3]], "float64")), [v])
+        with graphkb.options(mode=mode):
+            return K.function([], [first, K.zeros_like(v) if second is None else second])([])
+
+    for found, expected in zip(slopes(ROWS), slopes(np.where(ROWS == 0, 1.5, ROWS))):
+        assert np.isfinite(found).all()
+        np.testing.assert_allclose(found[1], expected[1], rtol=1e-9)
+        if not expected[0].any():  # the row is not taken, whatever is in it
+            assert not found[0].any()
+
+
+def test_two_choices_that_meet_matter_where_either_does():
+    v = K.variable(ROWS, "float64")
+    logs = K.log(v)
+    y = K.switch(_taken(), K.sum(logs, -1), ZERO2) + K.switch(_taken(), K.sum(logs * logs, -1), ZERO2)
+    y = K.sum(y) + K.sum(K.switch(v > 3, K.log(v), K.zeros_like(v)))
+    found = K.eval(K.gradients(y, [v])[0])
+    np.testing.assert_allclose(found, [[0, 0, 0], [1, 0.5 + np.log(2), 0.5 + 0.5 * np.log(4)]])
+
+
+def test_formulas_that_do_not_overflow_are_found_behind_a_choice():
+    v = K.variable([[-1000.0, 1, 2], [5, 6, 7]])
+    y = K.switch(_taken(2), K.zeros_like(v), K.log(K.sigmoid(v)))
+    (found,) = K.function([], K.gradients(K.sum(y), [v]))([])
+    np.testing.assert_allclose(found, [[1, 0.26894142, 0.11920292], [0, 0, 0]], rtol=1e-6)

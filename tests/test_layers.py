@@ -13,7 +13,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("ir", "ops", "passes", "codegen", "runtime", "backend")
 # Modules outside the six folders, with the layer on whose level they stand.
-LEVELS = {"gradients": "ops", "dumps": "runtime", "dumps_folder": "runtime", "dumps_html": "runtime"}
+LEVELS = {
+    "gradients": "ops",
+    "gradient_masks": "ops",
+    "dumps": "runtime",
+    "dumps_folder": "runtime",
+    "dumps_html": "runtime",
+}
 ABOVE_ALL = len(LAYERS)
 
 

@@ -172,8 +172,24 @@ def _infer_cumulative(x: TensorType, axis: int, exclusive: bool, reverse: bool) 
 
 
 def _cumprod_vjp(g: Node, y: Node, x: Node, axis: int, exclusive: bool, reverse: bool) -> tuple[Node]:
-    """sum over later products of g y / x; infinite or NaN where x is 0, since y / x is."""
-    return (cumsum(g * y, axis, exclusive, not reverse) / x,)
+    """The products before an element times a sum over those behind it; a loop, since nothing is divided by x.
+
+    With p the products before element k and s[k] = g[k] + x[k+1] s[k+1] (of exclusive products
+    s[k] = g[k+1] + x[k+1] s[k+1]), dx = p s: a polynomial, so that derivatives of every order are right where x is 0.
+    """
+    from graphkb.ops.control import loop
+
+    order = (axis, *[a for a in range(x.ndim) if a != axis])
+    moved, upstream = shape.transpose(x, order), shape.transpose(g, order)
+    rest = moved.shape[1:]
+    behind, now, element = [leaf.placeholder(rest, x.dtype, name) for name in ("behind", "g", "x")]
+    total = behind if exclusive else now + behind
+    carried = now + element * behind if exclusive else element * total
+    start = shape.broadcast_to(const_like(0, x), rest)
+    length = moved.shape[0]
+    _, (sums,) = loop([behind, now, element], [carried], [total], [start], [upstream, moved], length, not reverse)
+    back = tuple(order.index(a) for a in range(x.ndim))
+    return (cumprod(x, axis, True, reverse) * shape.transpose(sums, back),)
 
 
 CUMSUM = define(
