@@ -9,6 +9,7 @@ from k_arguments import FUNCTIONS, GOOD, ODD, RAISING, REFUSED, WITHOUT, kind, r
 
 from graphkb import backend as K
 from graphkb.ir.errors import CheckError, UnsupportedError, shown
+from graphkb.ir.op import is_op
 
 # What Python and NumPy say of arguments that nobody checked.
 UNCHECKED = (
@@ -55,6 +56,9 @@ def test_bad_arguments(name, parameter):
             getattr(K, name)(**arguments)
         text = str(caught.value)
         assert text.startswith(f"{name}: "), text
+        second = text.split(": ")[1]
+        assert second not in FUNCTIONS, text
+        assert not is_op(second), text
         assert not any(phrase in text for phrase in UNCHECKED), text
         assert _tells(text, bad), (text, bad)
 
@@ -99,6 +103,9 @@ def test_wrappers_look_like_the_functions():
     assert pickle.loads(pickle.dumps(K.conv2d)) is K.conv2d
     assert str(inspect.signature(K.softmax)) == "(x: 'Any', axis: 'int' = -1) -> 'Tensor'"
     assert K.softmax.__doc__ == inspect.unwrap(K.softmax).__doc__
+    for name in FUNCTIONS:
+        function = getattr(K, name)
+        assert inspect.getfullargspec(function) == inspect.getfullargspec(inspect.unwrap(function))
 
 
 def test_errors_of_the_users_functions_stay_what_they_are():

@@ -35,7 +35,7 @@ CASES = [
     (
         lambda: K.clip(p(2, 3), p(4), 1),
         ShapeError,
-        "clip: maximum: shapes (2, 3) and (4,) do not broadcast: axis 1 has 3 and 4",
+        "clip: shapes (2, 3) and (4,) do not broadcast: axis 1 has 3 and 4",
     ),
     (lambda: K.clip(p(2), "low", 1), DTypeError, "clip: expected a tensor or numbers, not 'low'"),
     (lambda: K.sum(p(2, 3), axis=2), ShapeError, "sum: axis 2 is out of range for a tensor of rank 2"),
@@ -73,7 +73,7 @@ CASES = [
     (
         lambda: K.batch_normalization(p(2, 3), p(4), p(4), None, None),
         ShapeError,
-        "batch_normalization: sub: shapes (2, 3) and (4,) do not broadcast: axis 1 has 3 and 4",
+        "batch_normalization: shapes (2, 3) and (4,) do not broadcast: axis 1 has 3 and 4",
     ),
     (
         lambda: K.batch_normalization(p(2, 3), p(3), p(3), None, None, axis=2),
@@ -88,7 +88,7 @@ CASES = [
     (
         lambda: K.normalize_batch_in_training(p(2, 3), p(4), None, [0]),
         ShapeError,
-        "normalize_batch_in_training: reshape: (4,) has 4 elements, the new shape (1, 3) has 3",
+        "normalize_batch_in_training: expected gamma of shape (3,), not one of shape (4,)",
     ),
     (
         lambda: K.in_top_k(p(2, 3), K.placeholder((2,), dtype="int32"), 1.5),
@@ -118,17 +118,17 @@ CASES = [
     (
         lambda: K.categorical_crossentropy(p(2, 3), p(2, 4)),
         ShapeError,
-        "categorical_crossentropy: mul: shapes (2, 3) and (2, 4) do not broadcast: axis 1 has 3 and 4",
+        "categorical_crossentropy: shapes (2, 3) and (2, 4) do not broadcast: axis 1 has 3 and 4",
     ),
     (
         lambda: K.sparse_categorical_crossentropy(p(3), p(2, 4)),
         ShapeError,
-        "sparse_categorical_crossentropy: reshape: (3,) has 3 elements, the new shape (2,) has 2",
+        "sparse_categorical_crossentropy: expected a target of shape (2,), not one of shape (3,)",
     ),
     (
         lambda: K.binary_crossentropy(p(2, 3), p(2, 4)),
         ShapeError,
-        "binary_crossentropy: mul: shapes (2, 3) and (2, 4) do not broadcast: axis 1 has 3 and 4",
+        "binary_crossentropy: shapes (2, 3) and (2, 4) do not broadcast: axis 1 has 3 and 4",
     ),
     (lambda: K.dropout(p(2, 3), 1.0), ValueError, "dropout: expected a level from 0 up to but without 1, not 1.0"),
     (
@@ -166,7 +166,7 @@ CASES = [
     (
         lambda: K.switch(p(2), p(2, 3), p(2, 4)),
         ShapeError,
-        "switch: select: shapes (2, 1) and (2, 3) and (2, 4) do not broadcast: axis 1 has 3 and 4",
+        "switch: shapes (2, 1) and (2, 3) and (2, 4) do not broadcast: axis 1 has 3 and 4",
     ),
     (
         lambda: K.rnn(lambda x, s: (x, []), p(2, 3), []),
@@ -188,7 +188,7 @@ CASES = [
     (
         lambda: K.foldl(lambda a, b: p(7), p(2, 3)),
         ShapeError,
-        "foldl: scan: state 0 is float32[3] before a step and float32[7] after it: it must stay the same",
+        "foldl: state 0 is float32[3] before a step and float32[7] after it: it must stay the same",
     ),
     (lambda: K.foldr("f", p(2, 3)), TypeError, "foldr: expected a function, not str"),
     (lambda: K.gradients(1.0, [p(2)]), TypeError, "gradients: expected tensors, not 1.0"),
@@ -241,7 +241,7 @@ CASES = [
     (
         lambda: K.moving_average_update(K.variable([1, 2], name="v"), p(3), 0.5),
         ShapeError,
-        "moving_average_update: sub: shapes (2,) and (3,) do not broadcast: axis 0 has 2 and 3",
+        "moving_average_update: shapes (2,) and (3,) do not broadcast: axis 0 has 2 and 3",
     ),
     (lambda: K.set_floatx("float8"), ValueError, "set_floatx: expected one of float16, float32, float64, not 'float8'"),
     (lambda: K.set_epsilon(None), TypeError, "set_epsilon: expected a number, not None"),

@@ -86,7 +86,7 @@ CASES = [
     (
         lambda: K.permute_dimensions(p(2, 3), (0, 0)),
         ShapeError,
-        "permute_dimensions: transpose: axes (0, 0) are not a permutation of the 2 axes of (2, 3)",
+        "permute_dimensions: axes (0, 0) are not a permutation of the 2 axes of (2, 3)",
     ),
     (
         lambda: K.permute_dimensions(p(2, 3), (0, 1, 2)),

@@ -229,6 +229,58 @@ def test_worker_processes_are_mended(tmp_path: Path, method: str) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "[1.0, 2.0]"), done.stderr
 
 
+def test_workers_of_joblib_are_mended(tmp_path: Path) -> None:
+    """joblib carries a copy of a module of its own beside multiprocessing's; either may load before or after."""
+    for name in ("joblib.externals.loky.backend.spawn", "loky.backend.spawn"):
+        path = tmp_path.joinpath(*name.split(".")).with_suffix(".py")
+        path.parent.mkdir(parents=True)
+        (tmp_path / name.split(".")[0] / "__init__.py").touch()  # else an installed package would come first
+        path.write_text("def get_preparation_data(name, init_main_module=True):\n    return {'name': name}\n")
+    code = """
+import pickle, sys
+import loky.backend.spawn as early
+import graphkb.keras2
+import joblib.externals.loky.backend.spawn as late
+graphkb.keras2.mend()
+for spawn in (early, late):
+    data = spawn.get_preparation_data("worker", init_main_module=False)
+    first, name = data
+    assert name == "name" and data["name"] == "worker"
+    sys.modules.pop("graphkb.keras2")
+    sys.path.append("mark")
+    pickle.loads(pickle.dumps(data))
+    assert "graphkb.keras2" in sys.modules and "mark" not in sys.path
+"""
+    done = run("-c", code, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_keras
+def test_nodes_carry_the_users_lines(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("""
+import graphkb.keras2
+import keras
+x = keras.layers.Input((5,))
+y = keras.layers.Dense(2, activation="relu", name="first")(x)
+model = keras.Model(x, y)
+model.compile("adam", "mse")
+model._make_train_function()
+nodes = model.train_function.definition.nodes
+assert {node.origin.file for node in nodes if node.op.kind != "leaf"} == {__file__}
+print(*sorted({node.origin.short for node in nodes if node.op.name in ("dot", "square")}))
+try:
+    keras.backend.dot(keras.backend.reshape(y, (3, 2)), keras.backend.zeros((5, 2)))
+except ValueError as error:
+    print(error)
+""")
+    done = run("program.py", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, *rest = done.stdout.strip().splitlines()
+    assert "first program.py:5" in first
+    assert "loss/first_loss/mean_squared_error program.py:7" in first
+    assert rest[0].startswith("dot: ")
+
+
 @needs_keras
 def test_command_line_reads_saved_models(tmp_path: Path) -> None:
     code = """

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from graphkb.ir.errors import shown
+from graphkb.ir.origin import add_library
 
 FLOAT_TYPES = ("float16", "float32", "float64")
 DATA_FORMATS = ("channels_last", "channels_first")
@@ -70,6 +71,7 @@ def follow_keras() -> None:
     loader: Any = sys.modules.get("keras.backend.load_backend")
     if getattr(loader, "_BACKEND", None) == __package__:
         redirect_settings(KerasSettings(sys.modules["keras.backend.common"]))
+        add_library(sys.modules["keras"].__path__[0])
 
 
 def epsilon() -> float:

@@ -11,7 +11,7 @@ from graphkb.backend.nn import log_softmax_node, sigmoid_logits, softmax_logits
 from graphkb.backend.promotion import as_node, float_node
 from graphkb.backend.reductions import normalize_axis
 from graphkb.backend.tensors import Tensor
-from graphkb.ir.dims import Dim, show_shape
+from graphkb.ir.dims import Dim, product, show_shape
 from graphkb.ir.errors import ShapeError
 from graphkb.ir.node import Node, make
 from graphkb.ops import elementwise, index, leaf, reduce, shape
@@ -105,13 +105,19 @@ def sparse_categorical_crossentropy(target: Any, output: Any, from_logits: bool 
     last = (*[a for a in range(y.ndim) if a != at], at)
     log_y = shape.transpose(log_y, last)
     dims: tuple[Dim, ...] = log_y.shape[:-1]
-    classes = shape.reshape(cast(as_node(target), "int64"), dims)
-    count = log_y.shape[-1]
-    hit = index.one_hot(classes, count, "bool")
+    classes = cast(as_node(target), "int64")
+    if classes.type.is_static and isinstance(count := product(dims), int) and classes.type.size != count:
+        raise ShapeError(
+            f"sparse_categorical_crossentropy: expected a target of shape {show_shape(dims)}, "
+            f"not one of shape {show_shape(classes.shape)}"
+        )
+    classes = shape.reshape(classes, dims)
+    number = log_y.shape[-1]
+    hit = index.one_hot(classes, number, "bool")
     loss = -reduce.reduce_sum(select(hit, log_y, 0), (log_y.ndim - 1,))
     exists = make(
         elementwise.and_,
-        (elementwise.greater_equal(classes, 0), elementwise.less(classes, leaf.size(count, "int64"))),
+        (elementwise.greater_equal(classes, 0), elementwise.less(classes, leaf.size(number, "int64"))),
     )
     return Tensor(select(exists, loss, np.nan))
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
+from graphkb.ir.op import is_op
 from graphkb.ir.origin import is_internal
 
 F = TypeVar("F", bound=Callable[..., Any])
+_named: set[str] = set()
 
 
 def named(function: F) -> F:
@@ -19,6 +22,7 @@ def named(function: F) -> F:
     called by it, has named already.
     """
     name = function.__name__
+    _named.add(name)
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -28,8 +32,10 @@ def named(function: F) -> F:
             _name(error, name)
             raise
 
-    call.__module__ = "graphkb.backend"  # where pickle finds it
-    return cast(F, call)
+    wrapper: Any = call
+    wrapper.__module__ = "graphkb.backend"  # where pickle finds it
+    wrapper.__signature__ = signature(function)  # for `inspect.getfullargspec`, which does not look behind wrappers
+    return cast(F, wrapper)
 
 
 def _name(error: Exception, name: str) -> None:
@@ -42,9 +48,8 @@ def _name(error: Exception, name: str) -> None:
             return
     if not is_internal(trace.tb_frame.f_code.co_filename):
         return
-    if (
-        len(error.args) == 1
-        and isinstance(error.args[0], str)
-        and not error.args[0].startswith((f"{name}:", f"{name}("))
-    ):
-        error.args = (f"{name}: {error.args[0]}",)
+    if len(error.args) != 1 or not isinstance(error.args[0], str) or error.args[0].startswith((f"{name}:", f"{name}(")):
+        return
+    inner, colon, rest = error.args[0].partition(": ")
+    # What the user called counts, not the op or the function that found the fault for it.
+    error.args = (f"{name}: {rest if colon and (inner in _named or is_op(inner)) else error.args[0]}",)

@@ -12,7 +12,7 @@ from graphkb.backend.math import maximum, minimum
 from graphkb.backend.promotion import as_node, float_node, operand, pair, to_float
 from graphkb.backend.reductions import mean_node, normalize_axes, normalize_axis, shift_of, var_node
 from graphkb.backend.tensors import Tensor
-from graphkb.ir.dims import Dim, show_shape
+from graphkb.ir.dims import Dim, product, show_shape
 from graphkb.ir.errors import DTypeError, ShapeError, shown
 from graphkb.ir.node import Node, make
 from graphkb.ir.types import INTEGERS
@@ -311,14 +311,22 @@ def normalize_batch_in_training(
     mean, var = mean_node(node, axes, False), var_node(node, axes, False)
     kept = reduce.reduced_shape(node.shape, axes, True)
 
-    def spread(value: Any) -> Node | None:
+    def spread(what: str, value: Any) -> Node | None:
         if value is None:
             return None
         parameter = cast(as_node(value), node.dtype)
-        return parameter if parameter.ndim == node.ndim else shape.reshape(parameter, kept)
+        if parameter.ndim == node.ndim:
+            return parameter
+        if parameter.type.is_static and isinstance(count := product(kept), int) and parameter.type.size != count:
+            rest = reduce.reduced_shape(node.shape, axes, False)
+            raise ShapeError(
+                f"normalize_batch_in_training: expected {what} of shape {show_shape(rest)}, "
+                f"not one of shape {show_shape(parameter.shape)}"
+            )
+        return shape.reshape(parameter, kept)
 
     wide_mean, wide_var = shape.reshape(mean, kept), shape.reshape(var, kept)
-    y = _normalized(node, wide_mean, wide_var, spread(beta), spread(gamma), epsilon)
+    y = _normalized(node, wide_mean, wide_var, spread("beta", beta), spread("gamma", gamma), epsilon)
     return Tensor(y), Tensor(mean), Tensor(var)
 
 

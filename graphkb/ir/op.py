@@ -74,6 +74,11 @@ def find_op(name: str) -> Op:
     return _OPS[name]
 
 
+def is_op(name: str) -> bool:
+    """Whether an op of that name has been defined."""
+    return name in _OPS
+
+
 def all_ops() -> tuple[Op, ...]:
     """Every op, in the order of definition."""
     return tuple(_OPS.values())

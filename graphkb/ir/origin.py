@@ -17,7 +17,10 @@ INTERNAL_FOLDERS: list[str] = [
     os.path.realpath(os.path.join(_PACKAGE, "passes")) + os.sep,
     os.path.realpath(os.path.join(_PACKAGE, "codegen")) + os.sep,
 ]
+# Libraries above graphkb, such as Keras: their lines count only where no line of the user's does.
+LIBRARY_FOLDERS: list[str] = []
 _internal_files: dict[str, bool] = {}
+_library_files: dict[str, bool] = {}
 
 
 class Origin(NamedTuple):
@@ -42,6 +45,7 @@ class Origin(NamedTuple):
 class _State(threading.local):
     override: Origin | None = None
     scope: str = ""
+    in_library: bool = False  # no user's program is running
 
 
 _state = _State()
@@ -55,17 +59,49 @@ def is_internal(file: str) -> bool:
     return known
 
 
+def is_library(file: str) -> bool:
+    """Whether a file belongs to a library that builds graphs for the user."""
+    known = _library_files.get(file)
+    if known is None:
+        known = _library_files[file] = any(file.startswith(folder) for folder in LIBRARY_FOLDERS)
+    return known
+
+
+def add_library(folder: str) -> None:
+    """Look behind the lines of a library for those of the user."""
+    if folder + os.sep not in LIBRARY_FOLDERS:
+        LIBRARY_FOLDERS.append(folder + os.sep)
+        _library_files.clear()
+
+
+@contextmanager
+def library_lines() -> Iterator[None]:
+    """Let nodes built inside carry the lines of libraries: they are built for a file, not for a program."""
+    previous = _state.in_library
+    _state.in_library = True
+    try:
+        yield
+    finally:
+        _state.in_library = previous
+
+
 def current_origin() -> Origin | None:
-    """The innermost line outside of graphkb, or the override of a pass or of the gradient walk."""
+    """The innermost line outside of graphkb and libraries, or the override of a pass or of the gradient walk."""
     if _state.override is not None:
         return _state.override
     frame = sys._getframe(1)
+    library = None
     while frame is not None:
         file = frame.f_code.co_filename
         if not is_internal(file):
-            return Origin(file, frame.f_lineno, _state.scope)
+            if not is_library(file):
+                return Origin(file, frame.f_lineno, _state.scope)
+            if library is None:
+                library = Origin(file, frame.f_lineno, _state.scope)
+                if _state.in_library:
+                    break
         frame = frame.f_back  # type: ignore[assignment]
-    return None
+    return library
 
 
 def set_override(origin: Origin | None) -> Origin | None:

@@ -13,12 +13,13 @@ Keras, and worker processes are mended like their parent.
 
 from __future__ import annotations
 
+import multiprocessing.spawn
 import os
 import sys
 
 from graphkb.keras2.importer import install_importer
 from graphkb.keras2.names import add_missing_names
-from graphkb.keras2.workers import mend_spawned_workers
+from graphkb.keras2.workers import send_mends_ahead
 
 __all__ = ["mend"]
 
@@ -38,7 +39,7 @@ def mend() -> None:
     if not os.environ.get("KERAS_BACKEND"):
         os.environ["KERAS_BACKEND"] = BACKEND  # Keras reads it as it loads; worker processes inherit it
     add_missing_names()
-    mend_spawned_workers()
+    send_mends_ahead(multiprocessing.spawn)
 
 
 mend()

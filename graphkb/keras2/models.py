@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphkb.ir.origin import library_lines
+
 if TYPE_CHECKING:
     from graphkb.runtime.function import Function
 
@@ -33,8 +35,8 @@ def load_model_function(path: str) -> Function:
         raise ImportError(f"{path}: a saved model needs Keras 2: pip install 'graphkb[keras2]'", name="keras") from None
     if keras.backend.backend() != "graphkb.backend":
         raise ImportError(f"{path}: KERAS_BACKEND names {keras.backend.backend()}; leave it out to load a model here")
-    model = _load(keras.models, path)
-    return _predict(model, Path(path).stem)
+    with library_lines():
+        return _predict(_load(keras.models, path), Path(path).stem)
 
 
 def _load(models: Any, path: str) -> Any:

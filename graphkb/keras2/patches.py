@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from graphkb.keras2.workers import send_mends_ahead
+
 
 class Patch(NamedTuple):
     """A piece of a module's source and what stands there instead; line breaks are kept so that tracebacks fit."""
@@ -176,5 +178,7 @@ AFTER_LOADING: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
     "keras.wrappers.scikit_learn": (tags_for_scikit_learn,),
     "h5py._hl.files": (default_mode_in_memory,),
     "yaml": (default_yaml_loader,),
+    "joblib.externals.loky.backend.spawn": (send_mends_ahead,),
+    "loky.backend.spawn": (send_mends_ahead,),
 }
 """What is done to a module right after it loaded, or at once if it is loaded already; a second time changes nothing."""

@@ -7,7 +7,6 @@ would hang. Forked workers need nothing, they inherit the mended modules.
 from __future__ import annotations
 
 import functools
-import multiprocessing.spawn
 import sys
 from typing import Any
 
@@ -29,15 +28,19 @@ class _Revival:
         return exec, (code,)
 
 
-def mend_spawned_workers() -> None:
-    """Let `multiprocessing` (and `concurrent.futures` on top of it) send the mends ahead of the work."""
-    original = multiprocessing.spawn.get_preparation_data
+def send_mends_ahead(spawn: Any) -> None:
+    """Let a module that prepares new workers send the mends ahead of their work.
+
+    Args:
+        spawn: `multiprocessing.spawn`, which `concurrent.futures` uses too, or a module made after it.
+    """
+    original = spawn.get_preparation_data
     if hasattr(original, "__wrapped__"):
         return
 
     @functools.wraps(original)
-    def get_preparation_data(name: str) -> dict[str, Any]:
+    def get_preparation_data(*args: Any, **kwargs: Any) -> dict[str, Any]:
         # The worker ignores keys that it does not know; unpickling this one has done the work by then.
-        return {_KEY: _Revival([str(entry) for entry in sys.path]), **original(name)}
+        return {_KEY: _Revival([str(entry) for entry in sys.path]), **original(*args, **kwargs)}
 
-    multiprocessing.spawn.get_preparation_data = get_preparation_data
+    spawn.get_preparation_data = get_preparation_data
