@@ -396,6 +396,31 @@ class Operations(Casts):
         """A scalar bool: whether any lane of a bool vector holds."""
         return self.reduce_or(a)
 
+    def any_nan(self, a: Value, lanes: int) -> Value:
+        """A bool for each of `lanes` groups of lanes of `a`: whether one is NaN. Both numbers are powers of two."""
+        if a.lanes == lanes:
+            return self.isnan(a)
+        half = a.lanes // 2
+        found = self.fcmp("uno", self.shuffle(a, None, range(half)), self.shuffle(a, None, range(half, 2 * half)))
+        while found.lanes > lanes:
+            half //= 2
+            found = self.or_(self.shuffle(found, None, range(half)), self.shuffle(found, None, range(half, 2 * half)))
+        return found
+
+    def lane_bits(self, a: Value) -> Value:
+        """A bool vector of up to 64 lanes as the lowest bits of a uint64, lane 0 first."""
+        if a.lanes == 1:
+            return self._convert("zext", a, "uint64")
+        word = self.fresh(f"bitcast {type_of(a)} {a.name} to i{a.lanes}", "uint64")
+        if a.lanes == 64:
+            return word
+        return self.fresh(f"zext i{a.lanes} {word.name} to i64", "uint64")
+
+    def count_trailing_zeros(self, a: Value) -> Value:
+        """The position of the lowest bit of a scalar uint64 that is not 0, as an int64."""
+        self.declare("llvm.cttz.i64", "declare i64 @llvm.cttz.i64(i64, i1)")
+        return self.fresh(f"call i64 @llvm.cttz.i64(i64 {a.name}, i1 true)", "int64")
+
 
 def _bits(a: Value) -> int:
     return ITEM_SIZES[a.dtype] * 8

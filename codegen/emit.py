@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from graphkb.codegen.builder import Builder, Value
-from graphkb.codegen.emit_values import Sizes, State, Values
+from graphkb.codegen.emit_positions import Positions, first_lanes, is_float_extremum, is_search
+from graphkb.codegen.emit_values import Sizes, State
 from graphkb.codegen.loops import (
+    POSITIONS,
     Accumulator,
     Combine,
     Deposit,
@@ -15,6 +17,7 @@ from graphkb.codegen.loops import (
     Interleave,
     Kernel,
     Load,
+    Local,
     Lookup,
     LoopExpr,
     Reduce,
@@ -74,7 +77,7 @@ def identity(op: str, dtype: str) -> float | int | bool:
             raise AssertionError(f"unknown reduction {other}")
 
 
-class Body(Values):
+class Body(Positions):
     """The statements of one kernel, written in order."""
 
     def run(self, body: Sequence[Stmt]) -> None:
@@ -96,6 +99,15 @@ class Body(Values):
                     self._tile(statement)
                 case Interleave():
                     self._interleave(statement)
+                case Local():
+                    self._local(statement)
+
+    def _local(self, local: Local) -> None:
+        self._hoist(local.body)
+        for buffer in local.buffers:
+            assert isinstance(buffer.size, int)
+            self.pointers[buffer.position] = self.b.alloca(buffer.dtype, buffer.size)
+        self.run(local.body)
 
     def _prepare_stores(self, following: Sequence[Stmt]) -> None:
         """Compute what neighboring statements store before the first does: one may write over what another reads."""
@@ -200,6 +212,9 @@ class Body(Values):
 
     def _for(self, loop: For) -> None:
         self._hoist(loop.body, loop.var)
+        if is_search(loop):
+            self.search(loop)
+            return
         combined = [s.accumulator for s in walk(loop.body) if isinstance(s, Combine)]
         carried = [a for a in dict.fromkeys(combined) if a in self.states]
         if loop.lanes == 1:
@@ -210,11 +225,14 @@ class Body(Values):
     def _vector_for(self, loop: For, carried: list[Accumulator]) -> None:
         b, extent, lanes = self.b, loop.var.extent, loop.lanes
         zero, end = b.const(0, "int64"), self.sizes.value(extent)
+        maskable = all(b.target.can_mask(d) for d in _memory_dtypes(loop.body))
+        short = isinstance(extent, int) and extent < lanes
+        if isinstance(extent, int) and (extent == lanes or (short and maskable and extent)):
+            self._single_round(loop, first_lanes(b, extent, lanes))
+            return
         if isinstance(extent, int) and extent % lanes == 0:
             self._rounds(loop, zero, end, lanes, carried, None)
             return
-        maskable = all(b.target.can_mask(d) for d in _memory_dtypes(loop.body))
-        short = isinstance(extent, int) and extent < lanes
         if maskable and (short or work_of(loop.body).cost > _MASK_EVERY_ROUND):
             self._rounds(loop, zero, end, lanes, carried, end)
             return
@@ -227,6 +245,16 @@ class Body(Values):
             self._rounds(loop, whole, end, lanes, carried, end)
         else:
             self._scalar_rest(loop, whole, end, carried)
+
+    def _single_round(self, loop: For, mask: Value | None) -> None:
+        """A loop that one vector covers."""
+        saved = self.vector, self.lanes, self.mask
+        self.vars[loop.var] = self.b.const(0, "int64")
+        self.vector, self.lanes, self.mask = loop.var, loop.lanes, mask
+        self.scopes.append({})
+        self.run(loop.body)
+        self.scopes.pop()
+        self.vector, self.lanes, self.mask = saved
 
     def _rounds(
         self, loop: For, begin: Value, end: Value, lanes: int, carried: list[Accumulator], limit: Value | None
@@ -273,14 +301,22 @@ class Body(Values):
         b, accumulator = self.b, reduce.accumulator
         across = self.vector is None  # the lanes are parts of one reduction, not one reduction each
         lanes = _combining_lanes(accumulator, reduce.body) if across else self.lanes
+        if accumulator.op == "first":
+            self.states[accumulator] = (b.const(0, "int64"),)
+            self.run(reduce.body)
+            (self.results[accumulator],) = self.states.pop(accumulator)
+            return
         start = b.const(identity(accumulator.op, accumulator.dtype), accumulator.dtype, lanes)
-        positions = (b.const(0, "int64", lanes),) if accumulator.op in ("argmax", "argmin") else ()
-        self.states[accumulator] = (start, *positions)
+        positions = (b.const(0, accumulator.index, lanes),) if accumulator.op in POSITIONS else ()
+        # With masks in registers of their own it is quicker to collect NaN beside the largest number than inside it.
+        apart = across and lanes > 1 and b.target.is_avx512 and is_float_extremum(accumulator)
+        nan_seen = (b.const(False, "bool", min(lanes, b.target.lanes(accumulator.dtype))),) if apart else ()
+        self.states[accumulator] = (start, *positions, *nan_seen)
         self.run(reduce.body)
         state = self.states.pop(accumulator)
         if across and lanes > 1:
             state = self._across_lanes(accumulator, state)
-        self.results[accumulator] = state[-1]
+        self.results[accumulator] = b.cast(state[1], "int64") if positions else state[0]
 
     def _combine(self, combine: Combine) -> None:
         b, accumulator = self.b, combine.accumulator
@@ -290,37 +326,22 @@ class Body(Values):
         if self.mask is not None and lanes == self.lanes:
             value = b.select(self.mask, value, b.const(identity(accumulator.op, value.dtype), value.dtype, lanes))
         if combine.position is None:
-            self.states[accumulator] = (self._merge(accumulator.op, state[0], value),)
+            apart = len(state) > 1
+            merged = self.number_of if apart else self._merge
+            seen = (b.or_(state[1], b.any_nan(value, state[1].lanes)),) if apart else ()
+            self.states[accumulator] = (merged(accumulator.op, state[0], value), *seen)
             return
-        at = b.splat(self._positions(combine.position), lanes)
-        better = self._better(accumulator.op, value, state[0])
-        self.states[accumulator] = (b.select(better, value, state[0]), b.select(better, at, state[1]))
-
-    def _better(self, op: str, x: Value, than: Value) -> Value:
-        """Whether x replaces the best so far: strictly better, or the first NaN."""
-        b = self.b
-        better = b.compare("gt" if op == "argmax" else "lt", x, than)
-        if x.dtype in FLOATS:
-            better = b.or_(better, b.and_(b.isnan(x), b.not_(b.isnan(than))))
-        return better
+        self.states[accumulator] = self.better_of(accumulator, state, value, combine.position)
 
     def _across_lanes(self, accumulator: Accumulator, state: State) -> State:
-        b = self.b
-        if accumulator.op not in ("argmax", "argmin"):
-            return (b.reduce(state[0], lambda x, y: self._merge(accumulator.op, x, y)),)
-        value, at = state
-        while value.lanes > 1:
-            half = value.lanes // 2
-            low, high = range(half), range(half, 2 * half)
-            v, w = b.shuffle(value, None, low), b.shuffle(value, None, high)
-            i, j = b.shuffle(at, None, low), b.shuffle(at, None, high)
-            # Among equals the earlier position wins; equal includes both being NaN.
-            worse = self._better(accumulator.op, v, w)
-            better = self._better(accumulator.op, w, v)
-            tie = b.not_(b.or_(worse, better))
-            take = b.or_(better, b.and_(tie, b.icmp("slt", j, i)))
-            value, at = b.select(take, w, v), b.select(take, j, i)
-        return value, at
+        if accumulator.op in POSITIONS:
+            return self.best_lane(accumulator, state)
+        if len(state) > 1:
+            number = self.b.reduce(state[0], lambda x, y: self.number_of(accumulator.op, x, y))
+            nan = self.b.const(float("nan"), number.dtype)
+            # A jump, which is foreseen, rather than a selection, for which everything else would wait.
+            return tuple(self.b.branch(self.b.any_lane(state[1]), lambda: [nan], lambda: [number], likely=False))
+        return (self.b.reduce(state[0], lambda x, y: self._merge(accumulator.op, x, y)),)
 
 
 def _combining_lanes(accumulator: Accumulator, body: Sequence[Stmt], lanes: int = 1) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from graphkb.codegen.builder import Builder, Value
+from graphkb.codegen.builder import INTEGERS, ITEM_SIZES, SIGNED, Builder, Value
 from graphkb.codegen.loops import (
     Accumulator,
     Affine,
@@ -74,6 +74,19 @@ class Sizes:
         return result
 
 
+def _position_dtype(index: Affine, dtype: str) -> str:
+    """In what to compute an index that is wanted in a dtype: in that, if it has no other values than the index."""
+    last: Dim = index.offset
+    for var, factor in index.terms:
+        last = last + (var.extent - 1) * factor
+    if dtype not in INTEGERS or not isinstance(last, int) or not isinstance(index.offset, int):
+        return "int64"
+    bits = ITEM_SIZES[dtype] * 8 - (dtype in SIGNED)
+    # Indices never decrease where all factors are positive.
+    rising = index.offset >= 0 and all(isinstance(f, int) and f >= 0 for _, f in index.terms)
+    return dtype if rising and last < 1 << bits else "int64"
+
+
 class Values:
     """The expressions and the single stores of one kernel, wherever its loops stand."""
 
@@ -107,7 +120,7 @@ class Values:
             case SizeValue(dim=dim, dtype=dtype):
                 return b.cast(self.sizes.value(dim), dtype)
             case IndexValue(index=index, dtype=dtype):
-                return b.cast(self._positions(index), dtype)
+                return b.cast(self._positions(index, _position_dtype(index, dtype)), dtype)
             case Load():
                 return self._load(expr)
             case Lookup():
@@ -134,12 +147,14 @@ class Values:
         """How far the index moves from lane to lane."""
         return index.factor(self.vector) if self.vector is not None else 0
 
-    def _positions(self, index: Affine) -> Value:
-        """The index in every lane."""
-        b, step, first = self.b, self._step(index), self._index(index)
+    def _positions(self, index: Affine, dtype: str = "int64") -> Value:
+        """The index in every lane, as integers that it fits."""
+        b, step, first = self.b, self._step(index), self.b.cast(self._index(index), dtype)
         if step == 0 or self.lanes == 1:
             return first
-        offsets = b.imul(b.iota("int64", self.lanes), b.splat(self.sizes.value(step), self.lanes))
+        offsets = b.iota(dtype, self.lanes)
+        if step != 1:
+            offsets = b.imul(offsets, b.splat(b.cast(self.sizes.value(step), dtype), self.lanes))
         return b.iadd(b.splat(first, self.lanes), offsets)
 
     def address_of(self, buffer: Buffer, index: Affine) -> Value:

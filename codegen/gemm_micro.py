@@ -100,10 +100,10 @@ class TileBody(Body):
         at = shift if isinstance(shift, int) else self.sizes.value(shift)
         return self.corners[key] if at == 0 else self.b.gep(self.corners[key], at, buffer.dtype)
 
-    def _positions(self, index: Affine) -> Value:
+    def _positions(self, index: Affine, dtype: str = "int64") -> Value:
         if self.corners is not None:
             index = index.shifted(self._shift(index))
-        return super()._positions(index)
+        return super()._positions(index, dtype)
 
 
 class Micro:

@@ -3,6 +3,7 @@
     kernel  = buffers, statements
     stmt    = For(var, body) | Reduce(accumulator, body) | Combine(accumulator, expr) | Store(buffer, index, expr)
             | Deposit(buffer, index, step, expr, expr) | Tile(var, var, store) | Interleave(stores)
+            | Local(buffers, body)
     expr    = Const | SizeValue | IndexValue | Load | Lookup(buffer, index, step, expr) | Apply(op, exprs)
             | Running(accumulator) | Result(accumulator)
     index   = an affine function of loop variables
@@ -76,7 +77,7 @@ def affine(var: Var, factor: Dim = 1) -> Affine:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Buffer:
-    """A contiguous array that a kernel reads or writes; `position` counts the kernel's parameters."""
+    """A contiguous array that a kernel reads or writes; `position` counts the kernel's parameters, see also Local."""
 
     position: int
     name: str
@@ -87,11 +88,20 @@ class Buffer:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Accumulator:
-    """The running value of a reduction: op is sum, prod, max, min, any, all, argmax or argmin."""
+    """The running value of a reduction: op is sum, prod, max, min, any, all, argmax, argmin or first.
+
+    `first` is the position of the first of the elements that hold, of which there is at least one; its loop ends
+    there. Positions of argmax and argmin are counted in the dtype `index`.
+    """
 
     name: str
     op: str
     dtype: str
+    index: str = "int64"
+
+
+# Accumulators whose result is a position.
+POSITIONS = ("argmax", "argmin", "first")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -161,7 +171,7 @@ class Result:
 
     @property
     def dtype(self) -> str:
-        return "int64" if self.accumulator.op in ("argmax", "argmin") else self.accumulator.dtype
+        return "int64" if self.accumulator.op in POSITIONS else self.accumulator.dtype
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -189,7 +199,7 @@ class For:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Combine:
-    """accumulator = op(accumulator, value); `position` is the element's index for argmax and argmin."""
+    """accumulator = op(accumulator, value); `position` is the element's index where that is the result."""
 
     accumulator: Accumulator
     value: LoopExpr
@@ -245,7 +255,15 @@ class Interleave:
     stores: tuple[Store, ...]
 
 
-Stmt: TypeAlias = For | Combine | Reduce | Store | Deposit | Tile | Interleave
+@dataclass(frozen=True, eq=False, slots=True)
+class Local:
+    """Small arrays that exist while the body runs, on the stack; their positions are negative and their sizes known."""
+
+    buffers: tuple[Buffer, ...]
+    body: tuple[Stmt, ...]
+
+
+Stmt: TypeAlias = For | Combine | Reduce | Store | Deposit | Tile | Interleave | Local
 
 
 class NativeKernel(Protocol):
@@ -366,7 +384,7 @@ def walk(body: Iterable[Stmt]) -> Iterator[Stmt]:
     """Every statement, outer ones first."""
     for statement in body:
         yield statement
-        if isinstance(statement, For | Reduce | Tile):
+        if isinstance(statement, For | Reduce | Tile | Local):
             yield from walk(statement.body)
         elif isinstance(statement, Interleave):
             yield from walk(statement.stores)

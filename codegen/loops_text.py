@@ -15,6 +15,7 @@ from graphkb.codegen.loops import (
     Interleave,
     Kernel,
     Load,
+    Local,
     Lookup,
     LoopExpr,
     Reduce,
@@ -74,8 +75,12 @@ def signature(kernel: Kernel) -> str:
                     rows.append("interleave {")
                     visit(stores)
                     rows.append("}")
+                case Local(buffers=buffers, body=inner):
+                    rows.append(f"local {[(b.position, b.dtype, b.size) for b in buffers]} {{")
+                    visit(inner)
+                    rows.append("}")
                 case Reduce(accumulator=acc, body=inner):
-                    rows.append(f"reduce {acc.name} {acc.op} {acc.dtype} {{")
+                    rows.append(f"reduce {acc.name} {acc.op} {acc.dtype} {acc.index} {{")
                     visit(inner)
                     rows.append("}")
                 case Combine(accumulator=acc, value=value, position=position):
@@ -142,6 +147,9 @@ def _format_body(
                 _format_body(inner, indent + "  ", lines, uses, names)
             case Interleave(stores=stores):
                 _format_body(stores, indent, lines, uses, names)
+            case Local(buffers=buffers, body=inner):
+                lines.append(f"{indent}local {', '.join(f'{b.name}: {b.dtype}[{b.size}]' for b in buffers)}:")
+                _format_body(inner, indent + "  ", lines, uses, names)
             case Reduce(accumulator=acc, body=inner):
                 lines.append(f"{indent}{acc.name}: {acc.dtype} = {acc.op} of")
                 _format_body(inner, indent + "  ", lines, uses, names)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from graphkb.codegen.extrema import schedule_position
 from graphkb.codegen.gemm import match_gemm
 from graphkb.codegen.loops import (
+    POSITIONS,
     Accumulator,
     Affine,
     Buffer,
@@ -194,6 +196,8 @@ def _lower_nest(
     kept, reduced, store, combine = _read_nest(root, named, out, offset, steps)
     if combine is None:
         return schedule_map(kept, [store], target)
+    if combine.accumulator.op in POSITIONS:
+        return schedule_position(kept, reduced, store, combine, target)
     return schedule_reduction(kept, reduced, store, combine, target)
 
 

@@ -229,8 +229,8 @@ def as_dtype(expr: LoopExpr, dtype: str) -> LoopExpr:
 
 
 def accumulator_dtype(dtype: str, op: str) -> str:
-    """float16 sums and products run in float32, as NumPy's do."""
-    return "float32" if dtype == "float16" and op in ("sum", "prod") else dtype
+    """float16 reductions run in float32: sums and products as NumPy's do, comparisons because machines have those."""
+    return "float32" if dtype == "float16" else dtype
 
 
 def _broadcast(x: Node, y: Node, index: tuple[Affine, ...]) -> tuple[Affine, ...]:

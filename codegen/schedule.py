@@ -15,6 +15,7 @@ from graphkb.codegen.loops import (
     IndexValue,
     Interleave,
     Load,
+    Local,
     Lookup,
     LoopExpr,
     Reduce,
@@ -102,7 +103,7 @@ def substitute(statements: Sequence[Stmt], new: dict[Var, Affine]) -> list[Stmt]
                 return Reduce(acc, tuple(map(visit, body)))
             case For(var=var, body=body, lanes=lanes):
                 return For(var, tuple(map(visit, body)), lanes)
-            case Tile() | Interleave():
+            case Tile() | Interleave() | Local():
                 raise AssertionError("loops are substituted before they are scheduled")
 
     return [visit(s) for s in statements]
@@ -279,14 +280,19 @@ def unit_loads(statements: Sequence[Stmt], var: Var) -> int:
     return score
 
 
+def runs_along_kept(kept: list[Var], reduced: list[Var], combine: Combine) -> bool:
+    """Whether the loads follow the innermost kept axis rather than the innermost reduced one."""
+    if not kept or not reduced:
+        return bool(kept)
+    return unit_loads([combine], kept[-1]) > unit_loads([combine], reduced[-1])
+
+
 def schedule_reduction(
     kept: list[Var], reduced: list[Var], store: Store, combine: Combine, target: Target
 ) -> list[Stmt]:
     """Vectors run along the innermost reduced or the innermost kept axis, whichever the loads follow."""
-    along_kept = bool(kept) and (not reduced or unit_loads([combine], kept[-1]) > unit_loads([combine], reduced[-1]))
-    if not along_kept and reduced:
-        wide = 2 if combine.accumulator.op in ("argmax", "argmin") else 4
-        lanes = vector_length([combine], reduced[-1].extent, target, lambda w: wide if w.cost <= 30 else 2)
+    if reduced and not runs_along_kept(kept, reduced, combine):
+        lanes = vector_length([combine], reduced[-1].extent, target, lambda w: 4 if w.cost <= 30 else 2)
         return list(nest(kept, _reduce(reduced, combine, lanes, store)))
     if not kept:
         return list(_reduce(reduced, combine, 1, store))
@@ -303,7 +309,7 @@ def _reduce(reduced: list[Var], combine: Combine, lanes: int, store: Store) -> t
     if accumulator.op == "sum" and accumulator.dtype == "float32" and not (isinstance(count, int) and count <= SHORT):
         total = Accumulator(accumulator.name, "sum", "float64")
         result = Apply("cast", (Result(total),), "float32")
-        store = _with_result(store, accumulator, result)
+        store = with_result(store, accumulator, result)
         combine = Combine(total, Apply("cast", (combine.value,), "float64"))
         accumulator = total
     if not reduced:
@@ -361,11 +367,11 @@ def _sweeps(column: Var, row: Var, store: Store, combine: Combine, target: Targe
     if rest:
         out.append(For(single, (sweep([value(affine(single).shifted(blocks * _ROWS))], True),)))
     if not isinstance(store.value, Result):
-        out.append(For(column, (_with_result(store, accumulator, held),), lanes))
+        out.append(For(column, (with_result(store, accumulator, held),), lanes))
     return tuple(out)
 
 
-def _with_result(store: Store, accumulator: Accumulator, result: LoopExpr) -> Store:
+def with_result(store: Store, accumulator: Accumulator, result: LoopExpr) -> Store:
     """The store with the result of an accumulator replaced by an expression."""
     for expr in list(expressions([store])):
         if isinstance(expr, Result) and expr.accumulator is accumulator:
