@@ -101,7 +101,7 @@ def _suits_rows(column: Var, reduced: list[Var]) -> bool:
     )
 
 
-def _best_rows(column: Var, row: Var, store: Store, combine: Combine, target: Target) -> list[Stmt]:
+def _best_rows(column: Var, row: Var, store: Store, combine: Combine, target: Target) -> tuple[Stmt, ...]:
     """Row by row, with the best elements and their rows in memory that stays in the first cache, block by block."""
     assert isinstance(column.extent, int)
     blocks, rest = divmod(column.extent, _BLOCK)
@@ -115,7 +115,7 @@ def _best_rows(column: Var, row: Var, store: Store, combine: Combine, target: Ta
         inner = Var(column.name, rest)
         place = affine(inner).shifted(blocks * _BLOCK)
         out.append(_best_of_block(inner, place, column, row, store, combine, target))
-    return out
+    return tuple(out)
 
 
 def _best_of_block(
