@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphkb.gradient_masks import Masked, add, pull, pull_several, settle
+from graphkb.gradient_masks import Masked, pull, pull_several, settle
+from graphkb.gradient_sums import add_up
 from graphkb.ir.errors import GradientError
 from graphkb.ir.graph import built_at, toposort
 from graphkb.ir.node import Node
@@ -55,13 +56,18 @@ def pull_back(seeds: Sequence[tuple[Node, Node]], wrt: Sequence[Node]) -> list[N
     for node in order:
         if node in targets or any(i in active for i in node.inputs):
             active.add(node)
-    grads: dict[Node, Masked] = {}
+    grads: dict[Node, list[Masked]] = {}
     # Of a tuple, the gradients of its values.
     several: dict[Node, dict[int, Masked]] = {}
 
     def accumulate(node: Node, grad: Masked) -> None:
-        known = grads.get(node)
-        grads[node] = grad if known is None else add(known, grad)
+        grads.setdefault(node, []).append(grad)
+
+    def total(node: Node) -> Masked | None:
+        if node not in grads:
+            return None
+        grads[node] = [add_up(grads[node])]
+        return grads[node][0]
 
     previous = set_override(None)
     try:
@@ -71,7 +77,7 @@ def pull_back(seeds: Sequence[tuple[Node, Node]], wrt: Sequence[Node]) -> list[N
                 accumulate(output, Masked(grad))
         for node in reversed(order):
             values = several.get(node)
-            g = grads.get(node)
+            g = total(node)
             if (g is None and values is None) or node not in active or not any(i in active for i in node.inputs):
                 continue
             if node.op is ITEM:
@@ -94,7 +100,8 @@ def pull_back(seeds: Sequence[tuple[Node, Node]], wrt: Sequence[Node]) -> list[N
         found: list[Node | None] = []
         for node in wrt:
             set_override(node.origin)
-            found.append(settle(grads[node]) if node in grads else None)
+            g = total(node)
+            found.append(None if g is None else settle(g))
         return found
     finally:
         set_override(previous)

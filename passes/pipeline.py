@@ -12,6 +12,7 @@ from graphkb.ir.verify import verify
 from graphkb.passes.eliminate_dead import EliminateDead
 from graphkb.passes.fold_constants import FoldConstants
 from graphkb.passes.fuse import Fuse
+from graphkb.passes.hoist_products import HoistProducts
 from graphkb.passes.inline_bodies import InlineBodies
 from graphkb.passes.merge_loops import MergeLoops
 from graphkb.passes.optimize_bodies import OptimizeBodies
@@ -56,7 +57,8 @@ def graph_passes(fastmath: bool = False) -> Pipeline:
         Verify(),  # a broken graph is the builder's fault, not that of a pass
         *inner,
         OptimizeBodies(inner),  # what comes from outside is settled
-        PruneLoops(),  # bodies may read less by now
+        HoistProducts(),  # bodies are as simple as they get: what they still compute alike is worth a look
+        PruneLoops(),  # bodies read less by now
         Verify(),  # what code generation relies on
     )
 

@@ -28,19 +28,19 @@ class GraphBuilder:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
+    def add(self, op: str, outputs: int, *operands: Any, **attributes: Any) -> list[str]:
+        """Add a node with so many outputs; returns their names."""
+        from onnx import helper
+
+        names = [o if isinstance(o, str) else self.constant(o) for o in operands]
+        results = [f"t{len(self.nodes)}_{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(op, names, results, **attributes))
+        return results
+
     def __getattr__(self, op: str) -> Any:
         if op.startswith("_"):
             raise AttributeError(op)
-
-        def add(*operands: Any, **attributes: Any) -> str:
-            from onnx import helper
-
-            names = [o if isinstance(o, str) else self.constant(o) for o in operands]
-            output = f"t{len(self.nodes)}"
-            self.nodes.append(helper.make_node(op, names, [output], **attributes))
-            return output
-
-        return add
+        return lambda *operands, **attributes: self.add(op, 1, *operands, **attributes)[0]
 
 
 class OnnxRuntime(Peer):

@@ -11,6 +11,7 @@ from benchmarks.workloads import (
     moves,
     networks,
     processes,
+    recurrent,
     reductions,
 )
 from benchmarks.workloads.base import Workload
@@ -23,6 +24,7 @@ THEMES: dict[str, tuple[Workload, ...]] = {
     "dense": dense.WORKLOADS,
     "convolution": convolution.WORKLOADS,
     "networks": networks.WORKLOADS,
+    "recurrent": recurrent.WORKLOADS,
     "chains": chains.WORKLOADS,
     "processes": processes.WORKLOADS,
 }

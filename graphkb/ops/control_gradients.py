@@ -11,10 +11,10 @@ from graphkb.ir.graph import Graph, replace_nodes, toposort
 from graphkb.ir.node import Node, make, remake
 from graphkb.ir.types import FLOATS
 from graphkb.ops.control import COND, SCAN, item, items, stays_inside
-from graphkb.ops.elementwise import BROADCAST_LIKE, UNBROADCAST
+from graphkb.ops.elementwise import BROADCAST_LIKE, UNBROADCAST, unbroadcast
 from graphkb.ops.leaf import PLACEHOLDER, constant, placeholder
 from graphkb.ops.linalg import DOT, dot
-from graphkb.ops.shape import broadcast_to
+from graphkb.ops.shape import RESHAPE, broadcast_to, reshape
 
 Gradients = tuple[Node | None, ...]
 
@@ -140,14 +140,15 @@ def scan_vjp(
 def _products(loop: _Loop, found: Mapping[Node, Node | None], own: Sequence[Node]) -> dict[Node, Node]:
     """The gradients of constants that are at each step a product of two values which differ from step to step.
 
-    The sum of such products is one product over all steps, which is faster than to add them up.
+    The sum of such products is one product over all steps, which is faster than to add them up. The same holds for
+    sums of values that are stacked in any case.
     """
     steps = [grad for c in loop.constants if (grad := found.get(c)) is not None]
     varying = {*loop.states, *loop.slices, *own}
     for node in toposort(steps):
         if any(i in varying for i in node.inputs):
             varying.add(node)
-    return {
+    products = {
         c: grad
         for c in loop.constants
         if (grad := found.get(c)) is not None
@@ -155,12 +156,31 @@ def _products(loop: _Loop, found: Mapping[Node, Node | None], own: Sequence[Node
         and not grad.attrs["batch_x"]
         and all(i in varying for i in grad.inputs)
     }
+    stacked = {*loop.slices, *loop.outputs, *own, *[i for grad in products.values() for i in grad.inputs]}
+    for c in loop.constants:
+        grad = found.get(c)
+        total = _sum_behind(grad) if grad is not None else None
+        if grad is not None and total is not None and total.inputs[0] in varying & stacked:
+            products[c] = grad
+    return products
+
+
+def _sum_behind(grad: Node) -> Node | None:
+    """The sum over broadcast axes that a gradient is, perhaps in another shape."""
+    node = grad.inputs[0] if grad.op is RESHAPE else grad
+    return node if node.op is UNBROADCAST else None
+
+
+def _operands(grad: Node) -> tuple[Node, ...]:
+    """The values of a step that a product or a sum is made of."""
+    total = _sum_behind(grad)
+    return grad.inputs if total is None else total.inputs[:1]
 
 
 def _factors(products: Iterable[Node], own: Sequence[Node]) -> list[Node]:
     """The factors that only the way back knows."""
     known = set(own)
-    factors = dict.fromkeys([factor for product in products for factor in product.inputs])
+    factors = dict.fromkeys([factor for product in products for factor in _operands(product)])
     for node in toposort(factors):
         if any(i in known for i in node.inputs):
             known.add(node)
@@ -168,15 +188,19 @@ def _factors(products: Iterable[Node], own: Sequence[Node]) -> list[Node]:
 
 
 def _whole_product(loop: _Loop, product: Node, whole: Mapping[Node, Node]) -> Node:
-    """The sum of a product over all steps, from the stacks of its factors."""
+    """The sum of a product, or of a sum, over all steps, from the stacks of its factors."""
     stacks = []
-    for factor in product.inputs:
+    for factor in _operands(product):
         if factor in whole:
             stacks.append(whole[factor])
         elif factor in loop.slices:
             stacks.append(loop.operands[factor])
         else:
             stacks += _store(loop, [factor])
+    total = _sum_behind(product)
+    if total is not None:
+        whole_sum = unbroadcast(stacks[0], zeros_of(total.inputs[1]))
+        return whole_sum if whole_sum.shape == product.shape else reshape(whole_sum, product.shape)
     x, y = stacks
     contract_x, contract_y = [(0, *[a + 1 for a in product.attrs[name]]) for name in ("contract_x", "contract_y")]
     return dot(x, y, (), (), contract_x, contract_y)
