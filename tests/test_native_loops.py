@@ -12,6 +12,7 @@ from evaluate import interpret, placeholders
 
 import graphkb
 from graphkb import backend as K
+from graphkb.backend.tensors import Tensor
 from graphkb.ir.errors import PositionError
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node, make, record
@@ -109,6 +110,39 @@ def test_a_state_that_is_read_after_it_has_been_written(length: int) -> None:
 
     graph, feeds = scan(step, [rows(6, 7)], [rows(length, 6, 7)], [rows(7, 7) / 8], length)
     check(graph, feeds, 1e-5)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_old_values_that_are_stacked(length: int, reverse: bool) -> None:
+    """Each step writes the next state where the stack of old values has its next slice."""
+    states, x = [rows(3), rows(3)], [rows(length, 3)]
+    for new in (lambda a, b, x: [a + x, b * 0.5 + a], lambda a, b, x: [b, a + x], lambda a, b, x: [a, a + b]):
+        for out in (lambda a, b, n: [a, b], lambda a, b, n: [a, n[0], b], lambda a, b, n: [b, b], lambda a, b, n: [b]):
+            graph, feeds = scan(
+                lambda a, b, x, new=new, out=out: (new(a, b, x), out(a, b, new(a, b, x))),
+                states,
+                x,
+                [],
+                length,
+                reverse,
+            )
+            check(graph, feeds)
+            check(Graph(graph.inputs, graph.outputs[2:]), feeds)
+
+
+def test_old_values_of_a_variable_that_is_updated() -> None:
+    cell = K.variable(np.arange(3.0))
+    x = K.placeholder((4, 3))
+    s, row = leaf.placeholder((3,), "float32", "s"), leaf.placeholder((3,), "float32", "r")
+    (last,), (old,) = loop([s, row], [s * 0.5 + row], [s], [cell.node], [x.node], 4)
+    f = K.function([x], [Tensor(old)], updates=[(cell, Tensor(last))])
+    values = rows(4, 3)
+    expected = [np.arange(3.0, dtype="float32")]
+    for row_ in values:
+        expected.append(expected[-1] * np.float32(0.5) + row_)
+    np.testing.assert_allclose(f([values])[0], expected[:-1], rtol=1e-6)
+    np.testing.assert_allclose(K.get_value(cell), expected[-1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("length", LENGTHS)

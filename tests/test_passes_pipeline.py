@@ -153,6 +153,7 @@ def test_passes_are_frozen_and_named():
         "eliminate_dead",
         "prune_loops",
         "optimize_bodies",
+        "hoist_products",
         "prune_loops",
         "verify",
     ]
