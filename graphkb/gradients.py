@@ -76,6 +76,7 @@ def pull_back(seeds: Sequence[tuple[Node, Node]], wrt: Sequence[Node]) -> list[N
                 set_override(output.origin)
                 accumulate(output, Masked(grad))
         for node in reversed(order):
+            set_override(node.origin)
             values = several.get(node)
             g = total(node)
             if (g is None and values is None) or node not in active or not any(i in active for i in node.inputs):
@@ -86,7 +87,6 @@ def pull_back(seeds: Sequence[tuple[Node, Node]], wrt: Sequence[Node]) -> list[N
                 continue
             if node.op.vjp is None:
                 raise GradientError(f"{node.op.name} has no gradient{built_at(node)}")
-            set_override(node.origin)
             if g is not None:
                 downs: Sequence[Masked | None] = pull(g, node)
             else:

@@ -316,7 +316,7 @@ def test_errors():
     with pytest.raises(ValueError, match="gave 2 new states for 1 states"):
         K.rnn(lambda x, s: (x, [x, x]), x, [K.zeros((2, 4))])
     with pytest.raises(
-        ShapeError, match=r"scan: state 0 is float64\[2, 1\] before a step and float64\[2, 4\] after it"
+        ShapeError, match=r"rnn: state 0 is float64\[2, 1\] before a step and float64\[2, 4\] after it"
     ):
         K.rnn(lambda x, s: (x, [s[0] + x]), x, [K.zeros((2, 1))])
     with pytest.raises(DTypeError, match="state 0"):
