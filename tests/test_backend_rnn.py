@@ -315,9 +315,7 @@ def test_errors():
         K.rnn(lambda x, s: (x, []), K.placeholder((2, None, 4)), [], unroll=True)
     with pytest.raises(ValueError, match="gave 2 new states for 1 states"):
         K.rnn(lambda x, s: (x, [x, x]), x, [K.zeros((2, 4))])
-    with pytest.raises(
-        ShapeError, match=r"rnn: state 0 is float64\[2, 1\] before a step and float64\[2, 4\] after it"
-    ):
+    with pytest.raises(ShapeError, match=r"rnn: state 0 is float64\[2, 1\] before a step and float64\[2, 4\] after it"):
         K.rnn(lambda x, s: (x, [s[0] + x]), x, [K.zeros((2, 1))])
     with pytest.raises(DTypeError, match="state 0"):
         K.rnn(lambda x, s: (x, [K.cast(x, "float32")]), x, [K.zeros((2, 4))])
