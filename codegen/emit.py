@@ -20,9 +20,11 @@ from graphkb.codegen.loops import (
     Local,
     Lookup,
     LoopExpr,
+    Parallel,
     Reduce,
     Result,
     Running,
+    Scratch,
     Stmt,
     Store,
     Tile,
@@ -33,6 +35,7 @@ from graphkb.codegen.loops import (
 )
 from graphkb.codegen.schedule import work_of
 from graphkb.codegen.shuffles import transpose_tile
+from graphkb.codegen.threads import parallel_region
 from graphkb.ir.types import FLOATS
 
 # Above this cost a loop masks every round rather than repeat its body for the rest.
@@ -40,14 +43,17 @@ _MASK_EVERY_ROUND = 30
 
 
 def emit_kernel(b: Builder, kernel: Kernel) -> None:
-    """Append the function of a kernel: `void name(ptr buffer..., i64 size...)`."""
+    """Append the function of a kernel: `void name(ptr buffer..., [ptr scratch,] i64 size...)`."""
     params = [(f"p{buffer.position}", "ptr") for buffer in kernel.buffers]
+    params += [("scratch", "ptr")] if kernel.scratch != 0 else []
     params += [(f"s{i}", "int64") for i in range(len(kernel.symbols))]
     with b.function(kernel.name, params, linkage="internal") as values:
-        count = len(kernel.buffers)
         pointers = {buffer.position: value for buffer, value in zip(kernel.buffers, values)}
-        sizes = dict(zip(kernel.symbols, values[count:]))
-        Body(b, pointers, sizes).run(kernel.body)
+        sizes = dict(zip(kernel.symbols, values[len(values) - len(kernel.symbols) :]))
+        body = Body(b, pointers, sizes)
+        for buffer, place in kernel.scratch_places.items():
+            body.scratch[buffer] = b.byte_offset(values[len(kernel.buffers)], body.sizes.value(place))
+        body.run(kernel.body)
         b.ret()
 
 
@@ -101,6 +107,11 @@ class Body(Positions):
                     self._interleave(statement)
                 case Local():
                     self._local(statement)
+                case Scratch():
+                    self.pointers |= {buffer.position: self.scratch[buffer] for buffer in statement.buffers}
+                    self.run(statement.body)
+                case Parallel():
+                    self._parallel(statement)
 
     def _local(self, local: Local) -> None:
         self._hoist(local.body)
@@ -116,12 +127,30 @@ class Body(Positions):
                 return
             self.value(statement.value)
 
+    # ------------------------------------------------------------------ threads
+    def _parallel(self, statement: Parallel) -> None:
+        """The body for a part of the variable's values, in a function of its own if there are threads."""
+        b, symbols = self.b, list(self.sizes.symbols)
+        captured = [*self.pointers.values(), *self.sizes.symbols.values()]
+
+        def part(held: Sequence[Value], begin: Value, end: Value) -> None:
+            inner = type(self)(b, dict(zip(self.pointers, held)), dict(zip(symbols, held[len(self.pointers) :])))
+            inner.parts[statement.var] = begin, end
+            inner.run(statement.body)
+
+        extent, grain = self.sizes.value(statement.var.extent), self.sizes.value(statement.grain)
+        parallel_region(b, extent, grain, captured, part)
+
+    def _bounds(self, var: Var) -> tuple[Value, Value]:
+        """Where a loop begins and ends here."""
+        return self.parts.get(var) or (self.b.const(0, "int64"), self.sizes.value(var.extent))
+
     # ------------------------------------------------------------------ squares
     def _tile(self, tile: Tile) -> None:
         """Squares first, then what is left over at the right and at the bottom, element by element."""
-        b, lanes = self.b, tile.lanes
-        zero = b.const(0, "int64")
-        (rows, whole_rows), (columns, whole_columns) = map(self._whole, (tile.outer, tile.inner), (lanes, lanes))
+        lanes = tile.lanes
+        top, rows, whole_rows = self._whole(tile.outer, lanes)
+        left, columns, whole_columns = self._whole(tile.inner, lanes)
         self._hoist(tile.body, tile.inner, tile.outer)
 
         def across(begin: Value, end: Value, step: int, run: Callable[[], None]) -> Callable[[], None]:
@@ -130,25 +159,27 @@ class Body(Positions):
         def element() -> None:
             self.run(tile.body)
 
-        loops = [(tile.outer, whole_rows), (tile.inner, whole_columns)]
-        (first, until), (second, end) = loops if tile.along == tile.inner else reversed(loops)
+        loops = [(tile.outer, top, whole_rows), (tile.inner, left, whole_columns)]
+        (first, start, until), (second, begin, end) = loops if tile.along == tile.inner else reversed(loops)
 
         def squares() -> None:
-            self._plain_loop(second, zero, end, lanes, lambda: self._square(tile))
+            self._plain_loop(second, begin, end, lanes, lambda: self._square(tile))
 
-        self._plain_loop(first, zero, until, lanes, squares)
+        self._plain_loop(first, start, until, lanes, squares)
         if whole_columns != columns:
-            self._plain_loop(tile.outer, zero, whole_rows, 1, across(whole_columns, columns, 1, element))
+            self._plain_loop(tile.outer, top, whole_rows, 1, across(whole_columns, columns, 1, element))
         if whole_rows != rows:
-            self._plain_loop(tile.outer, whole_rows, rows, 1, across(zero, columns, 1, element))
+            self._plain_loop(tile.outer, whole_rows, rows, 1, across(left, columns, 1, element))
 
-    def _whole(self, var: Var, lanes: int) -> tuple[Value, Value]:
-        """The length of a loop, and the part of it that whole vectors cover."""
-        b, extent = self.b, self.sizes.value(var.extent)
-        if isinstance(var.extent, int):
-            return extent, b.const(var.extent // lanes * lanes, "int64")
+    def _whole(self, var: Var, lanes: int) -> tuple[Value, Value, Value]:
+        """Where a loop begins and ends, and where its whole vectors end; it begins at a multiple of their length."""
+        b, (begin, end) = self.b, self._bounds(var)
+        if isinstance(var.extent, int) and var.extent % lanes == 0:
+            return begin, end, end
+        if isinstance(var.extent, int) and var not in self.parts:
+            return begin, end, b.const(var.extent // lanes * lanes, "int64")
         step = b.const(lanes, "int64")
-        return extent, b.imul(b.sdiv(extent, step), step)
+        return begin, end, b.imul(b.sdiv(end, step), step)
 
     def _plain_loop(self, var: Var, begin: Value, end: Value, step: int, run: Callable[[], None]) -> None:
         def body(index: Value) -> None:
@@ -218,29 +249,26 @@ class Body(Positions):
         combined = [s.accumulator for s in walk(loop.body) if isinstance(s, Combine)]
         carried = [a for a in dict.fromkeys(combined) if a in self.states]
         if loop.lanes == 1:
-            self._rounds(loop, self.b.const(0, "int64"), self.sizes.value(loop.var.extent), 1, carried, None)
+            self._rounds(loop, *self._bounds(loop.var), 1, carried, None)
         else:
             self._vector_for(loop, carried)
 
     def _vector_for(self, loop: For, carried: list[Accumulator]) -> None:
         b, extent, lanes = self.b, loop.var.extent, loop.lanes
-        zero, end = b.const(0, "int64"), self.sizes.value(extent)
+        begin, end, whole = self._whole(loop.var, lanes)
         maskable = all(b.target.can_mask(d) for d in _memory_dtypes(loop.body))
         short = isinstance(extent, int) and extent < lanes
         if isinstance(extent, int) and (extent == lanes or (short and maskable and extent)):
             self._single_round(loop, first_lanes(b, extent, lanes))
             return
-        if isinstance(extent, int) and extent % lanes == 0:
-            self._rounds(loop, zero, end, lanes, carried, None)
+        if whole == end:
+            self._rounds(loop, begin, end, lanes, carried, None)
             return
         if maskable and (short or work_of(loop.body).cost > _MASK_EVERY_ROUND):
-            self._rounds(loop, zero, end, lanes, carried, end)
+            self._rounds(loop, begin, end, lanes, carried, end)
             return
-        whole = b.imul(b.sdiv(end, b.const(lanes, "int64")), b.const(lanes, "int64"))
-        if isinstance(extent, int):
-            whole = b.const(extent // lanes * lanes, "int64")
         if not short:
-            self._rounds(loop, zero, whole, lanes, carried, None)
+            self._rounds(loop, begin, whole, lanes, carried, None)
         if maskable:
             self._rounds(loop, whole, end, lanes, carried, end)
         else:

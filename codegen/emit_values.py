@@ -95,6 +95,9 @@ class Values:
         self.pointers = pointers
         self.sizes = Sizes(b, sizes)
         self.vars: dict[Var, Value] = {}
+        self.scratch: dict[Buffer, Value] = {}
+        # The loops of which only a part runs here, from begin to end.
+        self.parts: dict[Var, tuple[Value, Value]] = {}
         # The loop that runs as a vector, its length, and which lanes count (None: all).
         self.vector: Var | None = None
         self.lanes = 1

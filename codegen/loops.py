@@ -3,7 +3,7 @@
     kernel  = buffers, statements
     stmt    = For(var, body) | Reduce(accumulator, body) | Combine(accumulator, expr) | Store(buffer, index, expr)
             | Deposit(buffer, index, step, expr, expr) | Tile(var, var, store) | Interleave(stores)
-            | Local(buffers, body)
+            | Local(buffers, body) | Scratch(buffers, body) | Parallel(var, body)
     expr    = Const | SizeValue | IndexValue | Load | Lookup(buffer, index, step, expr) | Apply(op, exprs)
             | Running(accumulator) | Result(accumulator)
     index   = an affine function of loop variables
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from graphkb.ir.dims import Dim, Symbol, free_symbols
+from graphkb.ir.dims import Dim, Symbol, floordiv, free_symbols
 from graphkb.ir.origin import Origin
 from graphkb.ir.types import NUMPY_DTYPE
 
@@ -77,7 +77,7 @@ def affine(var: Var, factor: Dim = 1) -> Affine:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Buffer:
-    """A contiguous array that a kernel reads or writes; `position` counts the kernel's parameters, see also Local."""
+    """A contiguous array that a kernel reads or writes; `position` counts its parameters, or see Local and Scratch."""
 
     position: int
     name: str
@@ -263,7 +263,28 @@ class Local:
     body: tuple[Stmt, ...]
 
 
-Stmt: TypeAlias = For | Combine | Reduce | Store | Deposit | Tile | Interleave | Local
+@dataclass(frozen=True, eq=False, slots=True)
+class Scratch:
+    """Arrays that exist while the body runs, in the memory that the kernel is given; their positions are negative."""
+
+    buffers: tuple[Buffer, ...]
+    body: tuple[Stmt, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Parallel:
+    """Threads share the values of a variable: each runs the body with the loops over it confined to some of them.
+
+    Parts begin at multiples of `grain`. Different values of the variable touch different places of what is written.
+    Stands outside all loops.
+    """
+
+    var: Var
+    grain: Dim
+    body: tuple[Stmt, ...]
+
+
+Stmt: TypeAlias = For | Combine | Reduce | Store | Deposit | Tile | Interleave | Local | Scratch | Parallel
 
 
 class NativeKernel(Protocol):
@@ -320,6 +341,8 @@ class Kernel:
                     found |= free_symbols(var.extent)
                 case Tile(outer=outer, inner=inner):
                     found |= free_symbols(outer.extent) | free_symbols(inner.extent)
+                case Parallel(grain=grain):
+                    found |= free_symbols(grain)
                 case Store(index=index):
                     found |= _affine_symbols(index)
                 case Deposit(index=index, step=step):
@@ -345,10 +368,20 @@ class Kernel:
 
         return signature(self)
 
+    @cached_property
+    def scratch_places(self) -> dict[Buffer, Dim]:
+        """Where each array of a Scratch begins in the memory that a call works in, in bytes."""
+        places: dict[Buffer, Dim] = {}
+        for statement in walk(self.body):
+            if isinstance(statement, Scratch):
+                for buffer in statement.buffers:
+                    places[buffer] = sum(map(_whole_lines, places), start=0)
+        return places
+
     @property
     def scratch(self) -> Dim:
         """Bytes of memory that a call works in."""
-        return 0
+        return sum(map(_whole_lines, self.scratch_places), start=0)
 
     @cached_property
     def in_place(self) -> dict[int, set[int]]:
@@ -373,6 +406,11 @@ class Kernel:
         return format_kernel(self)
 
 
+def _whole_lines(buffer: Buffer) -> Dim:
+    """The bytes of a buffer, rounded up to whole cache lines."""
+    return floordiv(buffer.size * NUMPY_DTYPE[buffer.dtype].itemsize + 63, 64) * 64
+
+
 def _affine_symbols(index: Affine) -> set[Symbol]:
     found = free_symbols(index.offset)
     for _, factor in index.terms:
@@ -384,7 +422,7 @@ def walk(body: Iterable[Stmt]) -> Iterator[Stmt]:
     """Every statement, outer ones first."""
     for statement in body:
         yield statement
-        if isinstance(statement, For | Reduce | Tile | Local):
+        if isinstance(statement, For | Reduce | Tile | Local | Scratch | Parallel):
             yield from walk(statement.body)
         elif isinstance(statement, Interleave):
             yield from walk(statement.stores)

@@ -18,9 +18,11 @@ from graphkb.codegen.loops import (
     Local,
     Lookup,
     LoopExpr,
+    Parallel,
     Reduce,
     Result,
     Running,
+    Scratch,
     SizeValue,
     Stmt,
     Store,
@@ -75,8 +77,12 @@ def signature(kernel: Kernel) -> str:
                     rows.append("interleave {")
                     visit(stores)
                     rows.append("}")
-                case Local(buffers=buffers, body=inner):
-                    rows.append(f"local {[(b.position, b.dtype, b.size) for b in buffers]} {{")
+                case Local(buffers=buffers, body=inner) | Scratch(buffers=buffers, body=inner):
+                    rows.append(f"{type(statement).__name__} {[(b.position, b.dtype, b.size) for b in buffers]} {{")
+                    visit(inner)
+                    rows.append("}")
+                case Parallel(var=var, grain=grain, body=inner):
+                    rows.append(f"parallel {var.name} {grain} {{")
                     visit(inner)
                     rows.append("}")
                 case Reduce(accumulator=acc, body=inner):
@@ -147,8 +153,12 @@ def _format_body(
                 _format_body(inner, indent + "  ", lines, uses, names)
             case Interleave(stores=stores):
                 _format_body(stores, indent, lines, uses, names)
-            case Local(buffers=buffers, body=inner):
-                lines.append(f"{indent}local {', '.join(f'{b.name}: {b.dtype}[{b.size}]' for b in buffers)}:")
+            case Local(buffers=buffers, body=inner) | Scratch(buffers=buffers, body=inner):
+                kind = "local" if isinstance(statement, Local) else "scratch"
+                lines.append(f"{indent}{kind} {', '.join(f'{b.name}: {b.dtype}[{b.size}]' for b in buffers)}:")
+                _format_body(inner, indent + "  ", lines, uses, names)
+            case Parallel(var=var, grain=grain, body=inner):
+                lines.append(f"{indent}parallel {var.name} by {grain}:")
                 _format_body(inner, indent + "  ", lines, uses, names)
             case Reduce(accumulator=acc, body=inner):
                 lines.append(f"{indent}{acc.name}: {acc.dtype} = {acc.op} of")

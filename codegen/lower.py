@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphkb.codegen.blocks import reduce_in_blocks
 from graphkb.codegen.extrema import schedule_position
 from graphkb.codegen.gemm import match_gemm
 from graphkb.codegen.loops import (
@@ -22,6 +23,7 @@ from graphkb.codegen.loops import (
     Var,
     affine,
 )
+from graphkb.codegen.parallel import parallelize
 from graphkb.codegen.reading import REDUCTIONS, Reader, accumulator_dtype, along, as_dtype, linear, strides
 from graphkb.codegen.schedule import (
     MOST_NEIGHBORS,
@@ -29,7 +31,6 @@ from graphkb.codegen.schedule import (
     interleave,
     schedule_deposit,
     schedule_map,
-    schedule_reduction,
     schedule_running,
 )
 from graphkb.codegen.several import lower_rows, lower_several
@@ -50,7 +51,7 @@ def lower(body: Graph, name: str, target: Target) -> NativeKernel:
         outs = [
             Buffer(len(buffers) + i, f"out{i}", n.dtype, n.type.size, written=True) for i, n in enumerate(body.outputs)
         ]
-        return Kernel(name, (*buffers, *outs), tuple(lower_several(body, named, outs, target)), origins)
+        return Kernel(name, (*buffers, *outs), parallelize(lower_several(body, named, outs, target), target), origins)
     (root,) = body.outputs
     out = Buffer(len(buffers), "out", root.dtype, root.type.size, written=True)
     if any(is_matrix_product(n) for n in body.nodes) and not rows_of(body):
@@ -67,7 +68,7 @@ def lower(body: Graph, name: str, target: Target) -> NativeKernel:
         statements = lower_rows(body, named, out, target)
     else:
         statements = _lower_nest(root, named, out, Affine(), strides(root.shape), target)
-    return Kernel(name, (*buffers, out), tuple(statements), origins)
+    return Kernel(name, (*buffers, out), parallelize(statements, target), origins)
 
 
 def is_matrix_product(node: Node) -> bool:
@@ -186,7 +187,7 @@ def _lower_product(
     matrix = match_gemm(name, buffers, origins, kept, reduced, store, combine, target)
     if matrix is not None:
         return matrix
-    return Kernel(name, buffers, tuple(schedule_reduction(kept, reduced, store, combine, target)), origins)
+    return Kernel(name, buffers, parallelize(reduce_in_blocks(kept, reduced, store, combine, target), target), origins)
 
 
 def _lower_nest(
@@ -198,7 +199,7 @@ def _lower_nest(
         return schedule_map(kept, [store], target)
     if combine.accumulator.op in POSITIONS:
         return schedule_position(kept, reduced, store, combine, target)
-    return schedule_reduction(kept, reduced, store, combine, target)
+    return reduce_in_blocks(kept, reduced, store, combine, target)
 
 
 def _read_nest(

@@ -11,6 +11,7 @@ from graphkb.codegen.control_calls import BranchCall, LoopCall, Writer, stop_if
 from graphkb.codegen.emit import Sizes
 from graphkb.codegen.loops import Affine, Buffer, For, Kernel, Load, NativeKernel, Store, Var, affine
 from graphkb.codegen.lower import lower
+from graphkb.codegen.parallel import parallelize
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim, Symbol
 from graphkb.ir.graph import Graph, bodies, graph_symbols
@@ -137,7 +138,7 @@ class Kernels:
         lanes = max(1, self.target.lanes(type.dtype)) * 2
         store = Store(target, affine(var), Load(source, affine(var)))
         body = For(var, (store,), lanes) if type.size != 1 else Store(target, Affine(), Load(source, Affine()))
-        return self._share(Kernel("copy", (source, target), (body,)))
+        return self._share(Kernel("copy", (source, target), parallelize((body,), self.target)))
 
     def _share(self, kernel: NativeKernel) -> NativeKernel:
         signature = kernel.signature

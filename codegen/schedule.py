@@ -18,8 +18,10 @@ from graphkb.codegen.loops import (
     Local,
     Lookup,
     LoopExpr,
+    Parallel,
     Reduce,
     Result,
+    Scratch,
     Stmt,
     Store,
     Tile,
@@ -103,7 +105,7 @@ def substitute(statements: Sequence[Stmt], new: dict[Var, Affine]) -> list[Stmt]
                 return Reduce(acc, tuple(map(visit, body)))
             case For(var=var, body=body, lanes=lanes):
                 return For(var, tuple(map(visit, body)), lanes)
-            case Tile() | Interleave() | Local():
+            case Tile() | Interleave() | Local() | Scratch() | Parallel():
                 raise AssertionError("loops are substituted before they are scheduled")
 
     return [visit(s) for s in statements]
@@ -280,7 +282,7 @@ def unit_loads(statements: Sequence[Stmt], var: Var) -> int:
     return score
 
 
-def runs_along_kept(kept: list[Var], reduced: list[Var], combine: Combine) -> bool:
+def runs_along_kept(kept: Sequence[Var], reduced: Sequence[Var], combine: Combine) -> bool:
     """Whether the loads follow the innermost kept axis rather than the innermost reduced one."""
     if not kept or not reduced:
         return bool(kept)
@@ -296,7 +298,7 @@ def schedule_reduction(
         return list(nest(kept, _reduce(reduced, combine, lanes, store)))
     if not kept:
         return list(_reduce(reduced, combine, 1, store))
-    if _suits_sweeps(kept[-1], reduced, store, combine):
+    if suits_sweeps(kept[-1], reduced, combine) and combine.accumulator.dtype == store.buffer.dtype:
         return list(nest(kept[:-1], _sweeps(kept[-1], reduced[0], store, combine, target)))
     lanes = vector_length([combine, store], kept[-1].extent, target, lambda w: 4 if w.cost <= 30 else 2)
     return list(nest(kept[:-1], (For(kept[-1], _reduce(reduced, combine, 1, store), lanes),)))
@@ -317,7 +319,7 @@ def _reduce(reduced: list[Var], combine: Combine, lanes: int, store: Store) -> t
     return (Reduce(accumulator, nest(reduced[:-1], (For(reduced[-1], (combine,), lanes),))), store)
 
 
-def _suits_sweeps(column: Var, reduced: list[Var], store: Store, combine: Combine) -> bool:
+def suits_sweeps(column: Var, reduced: Sequence[Var], combine: Combine) -> bool:
     """Whether rows are long and many: then it pays to read them in the order of memory, with the sums in the output."""
     return (
         len(reduced) == 1
@@ -326,7 +328,6 @@ def _suits_sweeps(column: Var, reduced: list[Var], store: Store, combine: Combin
         and isinstance(reduced[0].extent, int)
         and reduced[0].extent >= 2 * _ROWS
         and combine.accumulator.op in _OPERATIONS
-        and combine.accumulator.dtype == store.buffer.dtype
     )
 
 
