@@ -12,8 +12,11 @@ from graphkb.codegen.loops import (
     For,
     Interleave,
     Load,
+    Local,
     Lookup,
+    Parallel,
     Reduce,
+    Scratch,
     Stmt,
     Store,
     Tile,
@@ -68,7 +71,7 @@ def _leaves(body: Sequence[Stmt], count: Iterator[int] | None = None, loops: tup
                 yield from _leaves(inner, count, (*loops, var))
             case Tile(outer=outer, inner=var, body=inner):
                 yield from _leaves(inner, count, (*loops, outer, var))
-            case Reduce(body=inner):
+            case Reduce(body=inner) | Local(body=inner) | Scratch(body=inner) | Parallel(body=inner):
                 yield from _leaves(inner, count, loops)
             case Interleave(stores=stores):
                 for store in stores:

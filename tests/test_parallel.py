@@ -170,3 +170,16 @@ def test_a_function_keeps_its_number_of_threads() -> None:
     for _ in range(3):
         many([x])
     assert threads.started_workers() == before + 2
+
+
+def test_a_shared_kernel_may_write_over_what_it_reads() -> None:
+    w = K.variable(normal(301, 403))
+    expected = K.get_value(w)
+    with graphkb.options(threads=3, mode="native", kernel_cache="off"):
+        step = K.function([], [], updates=[(w, K.softmax(w))])
+    for _ in range(3):
+        step([])
+        shifted = np.exp(expected - expected.max(-1, keepdims=True))
+        expected = shifted / shifted.sum(-1, keepdims=True)
+    np.testing.assert_allclose(K.get_value(w), expected, rtol=1e-5)
+    assert "copy" not in step.dump(stage="loops")

@@ -296,3 +296,24 @@ def test_no_pool_without_pthreads() -> None:
     assert shared_pool(TARGETS["wasm32"]) == ""
     with pytest.raises(ValueError, match="there are no pthreads for wasm32"):
         emit_pool(TARGETS["wasm32"])
+
+
+@pytest.mark.skipif(not host_target().is_x86, reason="other machines link with LLVM")
+def test_a_second_process_loads_no_llvm(tmp_path: Path) -> None:
+    code = f"""
+        from graphkb import backend as K
+        from graphkb.runtime.options import options
+        with options(kernel_cache={str(tmp_path)!r}, threads=2):
+            x = K.placeholder((None,))
+            f = K.function([x], [K.exp(x)])
+        y = f([np.zeros(1_000_000, np.float32)])[0]
+        print((y == 1).all(), threads.started_workers(), "llvmlite" in sys.modules)
+        """
+    code = textwrap.dedent(code)
+    head = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport numpy as np\n"
+    head += "from graphkb.runtime import threads\n"
+    answers = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", head + code], capture_output=True, text=True, check=False)
+        answers.append((done.stdout, done.stderr))
+    assert answers == [("True 1 True\n", ""), ("True 1 False\n", "")]
