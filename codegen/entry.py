@@ -8,9 +8,10 @@ address and can be kept on disk:
     context words named by `Context`, newest first; its input and output records are named by `Record`
 
 `f([x, y])` walks the contexts until one agrees with the count, and with every array's dtype, flags and dims; then it
-makes the outputs, takes the lock and calls `run(args, workspace)`. In every other case, also where `run` returns
-anything but 0, `slow` gets the very same arguments. Whoever holds the interpreter's lock owns the busy words,
-therefore they need no atomics; the state lock is given back before that lock is taken again, therefore it does.
+makes the outputs, large ones with memory from the pool, takes the lock and calls `run(args, workspace)`. In every other
+case, also where `run` returns anything but 0, `slow` gets the very same arguments. Whoever holds the interpreter's lock
+owns the busy words, therefore they need no atomics; the state lock is given back before that lock is taken again,
+therefore it does.
 """
 
 import re
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from graphkb.codegen.lock import LOCK_IR, RELEASE_SYMBOL, TRY_SYMBOL, Lock
+from graphkb.codegen.recycling import FREE_SYMBOL, MALLOC_SYMBOL, POOL_IR
 
 ENTRY_SYMBOL = "graphkb_call"
 NOTHING_SYMBOL = "graphkb_run_nothing"
@@ -39,6 +41,8 @@ class Table(IntEnum):
     SAVE_THREAD = 8
     RESTORE_THREAD = 9
     GENERATION = 10
+    POOL = 11
+    HANDLER = 12
     LOCK = 16
 
 
@@ -66,18 +70,24 @@ CONTEXT_WORDS = 12
 
 
 class Record(IntEnum):
-    """Word index in the description of one input or output; the two type numbers may be equal."""
+    """Word index in the description of one input or output; the two type numbers may be equal.
+
+    `RECYCLED` holds the bytes of an output whose memory comes from the pool, 0 for all others.
+    """
 
     DESCR = 0
     TYPE_NUM = 1
     TYPE_NUM_ALIAS = 2
     NDIM = 3
     DIMS = 4
+    RECYCLED = 5
 
 
-RECORD_WORDS = 5
+RECORD_WORDS = 6
 
 C_CONTIGUOUS_AND_ALIGNED = 0x101
+C_ARRAY = 0x501
+OWNS_DATA = 0x4
 NATIVE_ORDER, NO_ORDER = ord("="), ord("|")
 
 
@@ -94,6 +104,7 @@ class Layout:
     array_dims: int
     array_descr: int
     array_flags: int
+    array_handler: int
     descr_order: int
     descr_type_num: int
 
@@ -109,7 +120,7 @@ def emit_entry(layout: Layout) -> str:
         return str(offsets[match[1]])
 
     text = re.sub(r"<([A-Za-z]+\.\w+)>", number, _TEMPLATE)
-    return re.sub(_FIELD, _expand_field, text) + LOCK_IR
+    return re.sub(_FIELD, _expand_field, text) + LOCK_IR + POOL_IR
 
 
 # `%x = field T %base + n` stands for the address computation and the load.
@@ -290,13 +301,46 @@ make_output:
   %new.descr = field ptr %new.record + <Record.DESCR>
   %new.ndim = field i32 %new.record + <Record.NDIM>
   %new.dims = field ptr %new.record + <Record.DIMS>
+  %new.bytes = field i64 %new.record + <Record.RECYCLED>
   call void %incref(ptr %new.descr)
-  %new = call ptr %array_new(
+  %is.large = icmp ne i64 %new.bytes, 0
+  br i1 %is.large, label %recycle, label %make_array
+
+make_array:
+  %fresh = call ptr %array_new(
     ptr %array.type, ptr %new.descr, i32 %new.ndim, ptr %new.dims, ptr null, ptr null, i32 0, ptr null)
-  %no.array = icmp eq ptr %new, null
+  %no.array = icmp eq ptr %fresh, null
   br i1 %no.array, label %fail, label %keep_output
 
+recycle:
+  %pool = field ptr %table + <Table.POOL>
+  %block = call ptr @{MALLOC_SYMBOL}(ptr %pool, i64 %new.bytes)
+  %no.block = icmp eq ptr %block, null
+  br i1 %no.block, label %make_array, label %wrap_block
+
+wrap_block:
+  %wrapped = call ptr %array_new(
+    ptr %array.type, ptr %new.descr, i32 %new.ndim, ptr %new.dims, ptr null, ptr %block, i32 {C_ARRAY}, ptr null)
+  %no.wrapper = icmp eq ptr %wrapped, null
+  br i1 %no.wrapper, label %return_block, label %own_block
+
+return_block:
+  call void @{FREE_SYMBOL}(ptr %pool, ptr %block, i64 %new.bytes)
+  br label %fail
+
+own_block:
+  ; The state of an array that NumPy made with this handler: it gives the block back when nobody can see it any more.
+  %wrapped.flags = field i32 %wrapped + <object.array_flags>
+  %owned.flags = or i32 %wrapped.flags, {OWNS_DATA}
+  store i32 %owned.flags, ptr %wrapped.flags.at
+  %handler = field ptr %table + <Table.HANDLER>
+  call void %incref(ptr %handler)
+  %handler.to = getelementptr inbounds i8, ptr %wrapped, i64 <object.array_handler>
+  store ptr %handler, ptr %handler.to
+  br label %keep_output
+
 keep_output:
+  %new = phi ptr [ %fresh, %make_array ], [ %wrapped, %own_block ]
   %new.data = field ptr %new + <object.array_data>
   %new.arg = getelementptr inbounds ptr, ptr %output_args, i64 %j
   store ptr %new.data, ptr %new.arg

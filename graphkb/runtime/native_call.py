@@ -1,7 +1,7 @@
 """Native entries: callables that check arrays, make outputs and run machine code without interpreted Python."""
 
 import ctypes
-import importlib
+import math
 import os
 import sys
 import threading
@@ -16,6 +16,8 @@ from graphkb.codegen import entry as ir
 from graphkb.codegen import lock as lock_ir
 from graphkb.codegen.entry import Context, Record, Table
 from graphkb.codegen.lock import Lock
+from graphkb.runtime import numpy_api, recycling
+from graphkb.runtime.numpy_api import NumPy
 from graphkb.runtime.object_layout import LayoutError, calibrate
 from graphkb.runtime.options import current
 from graphkb.runtime.state_lock import state_lock
@@ -40,7 +42,6 @@ _LOCKS = {"none": Lock.NONE, "shared": Lock.SHARED, "exclusive": Lock.EXCLUSIVE}
 _DESCRS = {name: np.dtype(name) for name in _DTYPES}
 _RUN_RELEASED = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)
 _RUN_HELD = ctypes.PYFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)
-_NEW_FROM_DESCR, _ARRAY_TYPE = 94, 2
 _METH_KEYWORDS, _METH_FASTCALL = 0x02, 0x80
 
 
@@ -58,6 +59,7 @@ class CallSpec:
         workspace_bytes: size of the scratch memory, aligned to 64 bytes, that `run` gets for itself.
         lock: what `run` needs of `state_lock`: "shared" when it reads variables, "exclusive" when it writes them.
         release_gil: whether other Python threads go on while it runs; worth it above some microseconds.
+        recycle: whether large outputs take memory from the pool.
         keepalive: whatever owns the machine code and the bound memory.
     """
 
@@ -68,6 +70,7 @@ class CallSpec:
     workspace_bytes: int = 0
     lock: Literal["none", "shared", "exclusive"] = "none"
     release_gil: bool = False
+    recycle: bool = True
     keepalive: object = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -156,7 +159,7 @@ def run_context(spec: CallSpec, arrays_in: Sequence[Array], arrays_out: Sequence
         ValueError: an array's count, dtype, shape or memory is not as `spec` says.
     """
     if arrays_out is None:
-        arrays_out = [np.empty(shape, _DESCRS[dtype]) for dtype, shape in spec.outputs]
+        arrays_out = [_new_output(shape, _DESCRS[dtype], spec.recycle) for dtype, shape in spec.outputs]
     _check("input", spec.inputs, arrays_in)
     _check("output", spec.outputs, arrays_out)
     if not all(array.flags.writeable for array in arrays_out):
@@ -173,6 +176,16 @@ def run_context(spec: CallSpec, arrays_in: Sequence[Array], arrays_out: Sequence
     if status:
         raise DeclinedError
     return list(arrays_out)
+
+
+def _new_output(shape: tuple[int, ...], dtype: np.dtype[Any], recycle: bool) -> Array:
+    if recycle and recycling.fits(_nbytes(dtype, shape)) and isinstance(_state, _Native):
+        return _state.pool.empty(shape, dtype)
+    return np.empty(shape, dtype)
+
+
+def _nbytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * dtype.itemsize
 
 
 def _check(role: str, wanted: Signature, arrays: Sequence[Array]) -> None:
@@ -235,6 +248,8 @@ class _Specialization:
             record[Record.TYPE_NUM], record[Record.TYPE_NUM_ALIAS] = _TYPE_NUMBERS[dtype]
             record[Record.NDIM] = len(shape)
             record[Record.DIMS] = start + ir.WORD * dims
+            nbytes = _nbytes(descr, shape) if spec.recycle and index >= n_inputs else 0
+            record[Record.RECYCLED] = nbytes if recycling.fits(nbytes) else 0
             self.words[dims : dims + len(shape)] = shape
             dims += len(shape)
         self.words[Context.N_INPUTS] = n_inputs
@@ -346,8 +361,11 @@ class _Native:
         self._table = _aligned(self._memory)
         start = (self._table - _address(self._memory)) // ir.WORD
         self.table = self._memory[start : start + ir.TABLE_WORDS]
+        self.pool = recycling.OutputPool(self._engine.address)
         for word, value in _table_values().items():
             self.table[word] = value
+        self.table[Table.POOL] = self.pool.address
+        self.table[Table.HANDLER] = id(self.pool.handler)
         self.table[Table.GENERATION] = 1
         doc = b"Call the function with one list of inputs; returns the list of outputs."
         flags = _METH_FASTCALL | _METH_KEYWORDS
@@ -384,8 +402,7 @@ def _python_symbol(name: str) -> int:
 
 def _table_values() -> dict[Table, int]:
     """Addresses of what the entry calls; NumPy's come from its C-API table, whose indices are a stable ABI."""
-    array_api = _array_api()
-    if array_api[_ARRAY_TYPE] != id(np.ndarray):
+    if numpy_api.address(NumPy.ARRAY_TYPE) != id(np.ndarray):
         raise LayoutError("NumPy's C-API table does not show the array type")
     names = {
         Table.INCREF: "Py_IncRef",
@@ -399,16 +416,8 @@ def _table_values() -> dict[Table, int]:
         Table.LIST_TYPE: id(list),
         Table.TUPLE_TYPE: id(tuple),
         Table.ARRAY_TYPE: id(np.ndarray),
-        Table.ARRAY_NEW: array_api[_NEW_FROM_DESCR],
+        Table.ARRAY_NEW: numpy_api.address(NumPy.NEW_FROM_DESCR),
     }
-
-
-def _array_api() -> Any:
-    package = "numpy._core" if int(np.__version__.split(".")[0]) >= 2 else "numpy.core"
-    capsule = importlib.import_module(f"{package}._multiarray_umath")._ARRAY_API
-    prototype = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
-    address = prototype(_python_symbol("PyCapsule_GetPointer"))(capsule, None)
-    return (ctypes.c_uint64 * (_NEW_FROM_DESCR + 1)).from_address(address)
 
 
 _mutex = threading.RLock()
@@ -454,6 +463,7 @@ def _in_child() -> None:
     _mutex = threading.RLock()
     if isinstance(_state, _Native):
         _state.table[Table.GENERATION] += 1
+        _state.pool.forget_lock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from graphkb.codegen.entry import WORD, Layout
+from graphkb.runtime.numpy_api import current_handler
 
 
 class LayoutError(RuntimeError):
@@ -27,7 +28,9 @@ def calibrate() -> Layout:
         raise LayoutError("the type pointer is not the last word of an object's header")
     ob_size, list_items = _list_fields()
     tuple_items = _tuple_fields(ob_size)
-    return Layout(ob_type, ob_size, list_items, tuple_items, **_array_fields(), **_descr_fields())
+    return Layout(
+        ob_type, ob_size, list_items, tuple_items, **_array_fields(), array_handler=_handler_field(), **_descr_fields()
+    )
 
 
 def _bytes(item: object, size: int) -> bytes:
@@ -126,6 +129,15 @@ def _array_fields() -> dict[str, int]:
         if one.ndim and _at(row[starts[0]], one.ndim) != list(one.shape):
             raise LayoutError("an array's dims pointer does not lead to its shape")
     return fields | {"array_dims": starts[0] * WORD}
+
+
+def _handler_field() -> int:
+    """The offset at which an array that owns its data names the handler of that; others have none."""
+    owners: list[np.ndarray[Any, Any]] = [np.zeros(3), np.zeros((2, 2), np.int8), np.array(1)]
+    others: list[np.ndarray[Any, Any]] = [owners[0][1:], owners[1].T, np.frombuffer(b"abc", np.uint8)]
+    images = [_bytes(one, int(np.ndarray.__basicsize__)) for one in (*owners, *others)]
+    handler = current_handler()
+    return _locate("array handler", images, [handler] * len(owners) + [0] * len(others), "=Q")
 
 
 def _descr_fields() -> dict[str, int]:

@@ -35,6 +35,7 @@ class Options:
             `$XDG_CACHE_HOME` or `~/.cache`; "off" keeps nothing.
         threads: how many threads a function may use, its caller among them; results do not depend on it. 0, or "auto",
             is what `graphkb.thread_count` says.
+        recycle: whether outputs of several megabytes take memory that earlier ones gave back.
     """
 
     mode: str = "auto"
@@ -46,6 +47,7 @@ class Options:
     fastmath: bool = False
     kernel_cache: str = "auto"
     threads: int = 0
+    recycle: bool = True
 
 
 VARIABLES = {
@@ -58,6 +60,7 @@ VARIABLES = {
     "fastmath": "GRAPHKB_FASTMATH",
     "kernel_cache": "GRAPHKB_CACHE",
     "threads": "GRAPHKB_NUM_THREADS",
+    "recycle": "GRAPHKB_RECYCLE",
 }
 """The environment variable of each option. One that is not set, or empty, leaves the default."""
 
@@ -133,6 +136,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "fastmath": _flag,
     "kernel_cache": _kernel_cache,
     "threads": _threads,
+    "recycle": _flag,
 }
 
 _override: ContextVar[Mapping[str, Any] | None] = ContextVar("graphkb_options", default=None)

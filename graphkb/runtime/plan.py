@@ -114,6 +114,7 @@ class NativePlan(Plan):
             workspace_bytes=self.program.memory.total,
             lock="exclusive" if graph.updates else "shared" if reads else "none",
             release_gil=work > _LONG,
+            recycle=options.recycle,
             keepalive=(self._engine, self._bound),
         )
 
