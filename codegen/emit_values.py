@@ -23,6 +23,7 @@ from graphkb.codegen.loops import (
     Store,
     Var,
 )
+from graphkb.codegen.random_draws import DRAWS, draw_run, neighbors
 from graphkb.codegen.scalar_ops import emit_op
 from graphkb.codegen.shuffles import every_nth, interleaved
 from graphkb.ir.dims import Apply as DimApply
@@ -132,6 +133,12 @@ class Values:
                 return self.states[accumulator][0]
             case Result(accumulator=accumulator):
                 return self.results[accumulator]
+            case Apply(op=op, args=(IndexValue(index=index), seed, call), dtype=dtype) if (
+                op in DRAWS and self.lanes > 1 and self._step(index) == 1
+            ):
+                aligned = self.begins_at_multiples(index, neighbors(dtype))
+                operands = self.value(seed), self.value(call)
+                return draw_run(b, op, dtype, self.first_lane(index), self.lanes, aligned, *operands)
             case Apply(op=op, args=args, dtype=dtype):
                 return emit_op(b, op, [self.value(a) for a in args], dtype)
 
@@ -150,9 +157,19 @@ class Values:
         """How far the index moves from lane to lane."""
         return index.factor(self.vector) if self.vector is not None else 0
 
+    def first_lane(self, index: Affine) -> Value:
+        """The index at the first lane, wherever in a tile that is."""
+        return self._index(index)
+
+    def begins_at_multiples(self, index: Affine, count: int) -> bool:
+        """Whether the index at the first lane is known to be a multiple of a small power of two."""
+        # Vector loops go on by their lanes, from 0.
+        steps = [self.lanes if v is self.vector else f for v, f in index.terms]
+        return all(isinstance(step, int) and step % count == 0 for step in (*steps, index.offset))
+
     def _positions(self, index: Affine, dtype: str = "int64") -> Value:
         """The index in every lane, as integers that it fits."""
-        b, step, first = self.b, self._step(index), self.b.cast(self._index(index), dtype)
+        b, step, first = self.b, self._step(index), self.b.cast(self.first_lane(index), dtype)
         if step == 0 or self.lanes == 1:
             return first
         offsets = b.iota(dtype, self.lanes)

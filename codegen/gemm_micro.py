@@ -100,10 +100,13 @@ class TileBody(Body):
         at = shift if isinstance(shift, int) else self.sizes.value(shift)
         return self.corners[key] if at == 0 else self.b.gep(self.corners[key], at, buffer.dtype)
 
-    def _positions(self, index: Affine, dtype: str = "int64") -> Value:
-        if self.corners is not None:
-            index = index.shifted(self._shift(index))
-        return super()._positions(index, dtype)
+    def first_lane(self, index: Affine) -> Value:
+        return self._index(index if self.corners is None else index.shifted(self._shift(index)))
+
+    def begins_at_multiples(self, index: Affine, count: int) -> bool:
+        # The last of several panels may begin where it ends with the matrix.
+        columns = self.kernel.n.extent
+        return isinstance(columns, int) and columns % count == 0 and super().begins_at_multiples(index, count)
 
 
 class Micro:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from graphkb.codegen.builder import Builder, Value
+from graphkb.codegen.builder import ITEM_SIZES, Builder, Value
+from graphkb.codegen.random_draws import DRAWS, draw
 from graphkb.codegen.vecmath import VECTOR_MATH
-from graphkb.ops.random import FRACTION_BITS, MULTIPLIERS, ROUNDS, WEYL
+from graphkb.ops.random import FRACTION_BITS
 
 Emit = Callable[..., Value]
 
@@ -71,27 +72,10 @@ def _select(b: Builder, condition: Value, x: Value, y: Value) -> Value:
     return b.select(condition, x, y)
 
 
-def _philox(b: Builder, position: Value, seed: Value, call: Value) -> Value:
-    """Philox4x32-10 in 64-bit lanes: a product of two 32-bit words is one multiplication there."""
-
-    def low(x: Value) -> Value:
-        return b.and_(x, b.const_like(0xFFFFFFFF, x))
-
-    words = [low(position), b.lshr(position, 32), low(call), b.lshr(call, 32)]
-    keys = [low(seed), b.lshr(seed, 32)]
-    for _ in range(ROUNDS):
-        first, second = (b.imul(low(w), b.const_like(m, w)) for w, m in zip(words[::2], MULTIPLIERS))
-        left = b.xor(b.xor(b.lshr(second, 32), words[1]), keys[0])
-        right = b.xor(b.xor(b.lshr(first, 32), words[3]), keys[1])
-        words = [left, low(second), right, low(first)]
-        keys = [low(b.iadd(key, b.const_like(step, key))) for key, step in zip(keys, WEYL)]
-    return b.or_(words[0], b.shl(words[1], 32))
-
-
 def _fraction(b: Builder, bits: Value, dtype: str) -> Value:
     """The uppermost bits as a number in [0, 1)."""
-    count = FRACTION_BITS[dtype]
-    top = b.bitcast(b.lshr(bits, 64 - count), "int64")  # signed conversions are quicker
+    count, signed = FRACTION_BITS[dtype], bits.dtype.lstrip("u")
+    top = b.bitcast(b.lshr(bits, ITEM_SIZES[bits.dtype] * 8 - count), signed)  # signed conversions are quicker
     wide = "float32" if dtype == "float16" else dtype
     number = b.cast(top if dtype == "float64" else b.cast(top, "int32"), wide)
     return b.cast(b.fmul(number, b.const_like(2.0**-count, number)), dtype)
@@ -132,7 +116,6 @@ EMIT: dict[str, Emit] = {
     "isfinite": _isfinite,
     "select": _select,
     "relu": _relu,
-    "random_bits": _philox,
 }
 # Ops whose instructions stand in the vector math package, under the op's own name.
 MATH = (
@@ -143,7 +126,7 @@ MATH = (
 
 def can_emit(op: str) -> bool:
     """Whether an element-wise op has native instructions."""
-    return op in ("cast", "fraction") or op in EMIT or (op in MATH and op in VECTOR_MATH)
+    return op in ("cast", "fraction", *DRAWS) or op in EMIT or (op in MATH and op in VECTOR_MATH)
 
 
 def emit_op(b: Builder, op: str, args: Sequence[Value], dtype: str) -> Value:
@@ -154,6 +137,8 @@ def emit_op(b: Builder, op: str, args: Sequence[Value], dtype: str) -> Value:
         return b.cast(args[0], dtype)
     if op == "fraction":
         return _fraction(b, args[0], dtype)
+    if op in DRAWS:
+        return draw(b, op, dtype, *args)
     if op in EMIT:
         return EMIT[op](b, *args)
     if args[0].dtype == "float16":

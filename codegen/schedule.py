@@ -31,6 +31,7 @@ from graphkb.codegen.loops import (
     operands_of,
     walk,
 )
+from graphkb.codegen.random_draws import DRAWS, run_length
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim, product
 from graphkb.ir.op import find_op
@@ -178,6 +179,9 @@ def vector_length(statements: Sequence[Stmt], extent: Dim, target: Target, unrol
         return 1
     work = work_of(statements)
     lanes = max(1, target.vector_bits // work.bits) * unroll(work)
+    runs = [e.dtype for e in expressions(statements) if isinstance(e, Apply) and e.op in DRAWS]
+    if runs:
+        lanes = max([run_length(target, dtype) for dtype in runs])
     if isinstance(extent, int):
         while lanes > 1 and lanes // 2 >= extent:
             lanes //= 2

@@ -426,3 +426,24 @@ def test_errors(build, error, text):
         return
     with pytest.raises(error, match=text):
         build()
+
+
+# ---------------------------------------------------------------------------------------------- runs of neighbors
+@pytest.mark.parametrize("target", ["x86-64-v2", "x86-64-v3", "host"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_draws_read_in_any_order_are_the_same(dtype, target):
+    """Vectors of neighbors share blocks of random words: from the first word or the middle of one, and one by one."""
+    shapes = [(5,), (67,), (130, 64), (9, 30), (3, 7, 65), (6, 66), (1, 3)]
+    calls = []
+    for mode in ("native", "interpret"):
+        with options(mode=mode, target=target):
+            outputs = []
+            for shape in shapes:
+                x = K.random_normal(shape, dtype=dtype, seed=5) + K.random_uniform(shape, dtype=dtype, seed=6)
+                turned = K.permute_dimensions(x, range(len(shape))[::-1])
+                outputs += [x, x + K.ones((shape[-1],), dtype), K.reverse(x, -1), turned]
+            calls.append(K.function([], outputs)([]))
+    for native, interpreted in zip(*calls):
+        np.testing.assert_allclose(
+            native, interpreted, rtol=0, atol={"float16": 5e-3, "float32": 4e-6}.get(dtype, 1e-14)
+        )

@@ -180,7 +180,19 @@ def _parts(x: Expr) -> tuple[Expr, Expr, Expr]:
     return count, _sin_part(high, low, square), _cos_part(high, low, square)
 
 
-def _turned(count: Expr, even: Expr, odd: Expr) -> Expr:
+def sin_near(x: Expr) -> Expr:
+    """The sine of |x| <= pi / 4"""
+    square = x * x
+    return (x * square).fma(horner(square, COEFFICIENTS["sin", x.dtype][1:]), x)
+
+
+def cos_near(x: Expr) -> Expr:
+    """The cosine of |x| <= pi / 4"""
+    square = x * x
+    return (square * square).fma(horner(square, COEFFICIENTS["cos", x.dtype][2:]), square.fma(-0.5, 1.0))
+
+
+def turned(count: Expr, even: Expr, odd: Expr) -> Expr:
     """One of two values by the quadrant's low bit, its sign by the other one."""
     bits = 30 if count.dtype == "int32" else 62
     picked = (count & 1).ne(0).where(odd, even)
@@ -190,13 +202,13 @@ def _turned(count: Expr, even: Expr, odd: Expr) -> Expr:
 def sin(x: Expr) -> Expr:
     """The sine of x radians; NaN of infinities"""
     count, sine, cosine = _parts(x)
-    return x.eq(0.0).where(x, _turned(count, sine, cosine))
+    return x.eq(0.0).where(x, turned(count, sine, cosine))
 
 
 def cos(x: Expr) -> Expr:
     """The cosine of x radians; NaN of infinities"""
     count, sine, cosine = _parts(x)
-    return _turned(count + 1, sine, cosine)
+    return turned(count + 1, sine, cosine)
 
 
 def tan(x: Expr) -> Expr:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from graphkb.ir.node import Node, make
 from graphkb.ir.op import define, not_differentiable
 from graphkb.ir.types import FLOATS, NUMPY_DTYPE, TensorType
 from graphkb.ops import leaf
-from graphkb.ops.elementwise import broadcast_shapes, cast, cos, log1p_, maximum, minimum, sqrt
+from graphkb.ops.elementwise import broadcast_shapes, cast, log, maximum, minimum
 
 # Philox4x32-10: J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel random numbers: as easy as 1, 2, 3",
 # SC 2011, section 3.3 and table 2.
@@ -37,45 +37,97 @@ POSITIONS = define(
 )
 
 
-def _infer_bits(position: TensorType, seed: TensorType, call: TensorType) -> TensorType:
-    for type in (position, seed, call):
-        if type.dtype != "uint64":
-            raise DTypeError(f"random_bits: the operands must be uint64, not {type.dtype}")
-    return TensorType("uint64", broadcast_shapes("random_bits", position.shape, seed.shape, call.shape))
+def _infer_draw(name: str, dtypes: tuple[str, ...]) -> Callable[[TensorType, TensorType, TensorType, str], TensorType]:
+    def infer(position: TensorType, seed: TensorType, call: TensorType, dtype: str) -> TensorType:
+        for type in (position, seed, call):
+            if type.dtype != "uint64":
+                raise DTypeError(f"{name}: the operands must be uint64, not {type.dtype}")
+        if dtype not in dtypes:
+            raise DTypeError(f"{name}: expected one of {', '.join(dtypes)}, not {dtype}")
+        return TensorType(dtype, broadcast_shapes(name, position.shape, seed.shape, call.shape))
+
+    return infer
 
 
-def _numpy_bits(position: Array, seed: Array, call: Array) -> Array:
+def _words(block: Array, seed: Array, call: Array) -> list[Array]:
+    """The four words of blocks, each in 64 bits."""
     mask, half = np.uint64(_MASK), np.uint64(32)
-    a, b, c, d = (np.asarray(word) for x in (position, call) for word in (x & mask, x >> half))
+    a, b, c, d = (np.asarray(word) for x in (block, call) for word in (x & mask, x >> half))
     keys = [np.asarray(seed & mask), np.asarray(seed >> half)]
     m, n = map(np.uint64, MULTIPLIERS)
     for _ in range(ROUNDS):
         p, q = a * m, c * n
         a, b, c, d = (q >> half) ^ b ^ keys[0], q & mask, (p >> half) ^ d ^ keys[1], p & mask
         keys = [(key + np.uint64(step)) & mask for key, step in zip(keys, WEYL)]
-    return np.asarray(a | (b << half))
+    return [a, b, c, d]
+
+
+def _numpy_bits(position: Array, seed: Array, call: Array, dtype: str) -> Array:
+    each = np.uint64(4 if dtype == "uint32" else 2)
+    words = _words(position // each, seed, call)
+    if dtype == "uint64":
+        words = [low | (high << np.uint64(32)) for low, high in zip(words[::2], words[1::2])]
+    return np.asarray(np.choose((position % each).astype(np.intp), words).astype(dtype))
 
 
 RANDOM_BITS = define(
     "random_bits",
     kind="elementwise",
-    infer=_infer_bits,
+    params=("dtype",),
+    infer=_infer_draw("random_bits", ("uint32", "uint64")),
     numpy=_numpy_bits,
     vjp=not_differentiable,
     cost=60,
-    doc="The first half of the Philox4x32-10 block with the counter (position, call) and the seed as key.",
+    doc="""One of the four words, or of the two double words, of the Philox4x32-10 block with the counter (position //
+    4 or 2, call) and the seed as key.""",
+)
+
+
+def _numpy_normal(position: Array, seed: Array, call: Array, dtype: str) -> Array:
+    """Box and Muller's method in float64: the integers are exact, and angles are reduced exactly to an eighth turn."""
+    words = "uint32" if dtype == "float32" else "uint64"
+    first = position // np.uint64(2) * np.uint64(2)
+    count = FRACTION_BITS[dtype]
+    shift = np.uint64(8 if words == "uint32" else 11)
+    k, m = (
+        (_numpy_bits(first + np.uint64(i), seed, call, words).astype(np.uint64) >> shift).astype(np.int64)
+        for i in range(2)
+    )
+    radius = np.sqrt(-2 * np.log((2**count - k) * 2.0**-count))
+    quadrant = (m + (1 << (count - 3))) >> (count - 2)
+    rest = (m - (quadrant << (count - 2))) * (2.0**-count * 2 * math.pi)
+    # An odd position takes the sine, which is the cosine three quadrants on.
+    turn = (quadrant + 3 * (position % np.uint64(2)).astype(np.int64)) % 4
+    angle = np.choose(turn, [np.cos(rest), -np.sin(rest), -np.cos(rest), np.sin(rest)])
+    return np.asarray((radius * angle).astype(dtype))
+
+
+RANDOM_NORMAL = define(
+    "random_normal",
+    kind="elementwise",
+    params=("dtype",),
+    infer=_infer_draw("random_normal", ("float32", "float64")),
+    numpy=_numpy_normal,
+    vjp=not_differentiable,
+    cost=100,
+    doc="""Numbers of mean 0 and standard deviation 1. Neighbors 2 i and 2 i + 1 are the two coordinates that the random
+    bits at these positions give: G. E. P. Box, M. E. Muller, "A note on the generation of random normal deviates",
+    1958.""",
 )
 
 
 def _infer_fraction(bits: TensorType, dtype: str) -> TensorType:
-    if bits.dtype != "uint64" or dtype not in FLOATS:
-        raise DTypeError(f"fraction: expected uint64 bits and a float dtype, not {bits.dtype} and {dtype}")
+    if bits.dtype not in ("uint32", "uint64") or dtype not in FLOATS:
+        raise DTypeError(f"fraction: expected uint32 or uint64 bits and a float dtype, not {bits.dtype} and {dtype}")
+    if bits.dtype == "uint32" and dtype == "float64":
+        raise DTypeError("fraction: float64 needs uint64 bits, not uint32")
     return bits.with_dtype(dtype)
 
 
 def _numpy_fraction(bits: Array, dtype: str) -> Array:
     count = FRACTION_BITS[dtype]
-    return np.asarray((bits >> np.uint64(64 - count)).astype(dtype) * NUMPY_DTYPE[dtype].type(2.0**-count))
+    shift = bits.dtype.type(bits.dtype.itemsize * 8 - count)
+    return np.asarray((bits >> shift).astype(dtype) * NUMPY_DTYPE[dtype].type(2.0**-count))
 
 
 FRACTION = define(
@@ -96,13 +148,13 @@ def positions(shape: Shape) -> Node:
     return make(POSITIONS, (), {"shape": shape})
 
 
-def random_bits(position: Node, seed: Node, call: Node) -> Node:
-    """64 random bits for each counter (position, call) under a seed; all uint64."""
-    return make(RANDOM_BITS, (position, seed, call))
+def random_bits(position: Node, seed: Node, call: Node, dtype: str = "uint64") -> Node:
+    """Random bits as uint32 or uint64 for each position, under a seed and the number of a call; all uint64."""
+    return make(RANDOM_BITS, (position, seed, call), {"dtype": dtype})
 
 
 def fraction(bits: Node, dtype: str) -> Node:
-    """uint64 bits as numbers in [0, 1)."""
+    """uint32 or uint64 bits as numbers in [0, 1)."""
     return make(FRACTION, (bits,), {"dtype": dtype})
 
 
@@ -120,29 +172,19 @@ class Draw:
         self._seed = leaf.constant(np.asarray(seed % 2**64, np.uint64))
         self._call = leaf.variable(DrawCell(np.zeros((), np.uint64), name))
 
-    def bits(self, part: int = 0) -> Node:
-        """64 bits for each element, independent for each of up to 16 parts."""
-        place = positions(self.shape)
-        if part:
-            place = place + leaf.constant(np.asarray(part << 60, np.uint64))
-        return random_bits(place, self._seed, self._call)
+    def bits(self, dtype: str = "uint64") -> Node:
+        """Random bits for each element."""
+        return random_bits(positions(self.shape), self._seed, self._call, dtype)
 
     def uniform(self, dtype: str) -> Node:
         """Numbers in [0, 1)."""
-        return fraction(self.bits(), dtype)
+        return fraction(self.bits("uint64" if dtype == "float64" else "uint32"), dtype)
 
     def normal(self, dtype: str) -> Node:
-        """Numbers of mean 0 and standard deviation 1.
-
-        G. E. P. Box, M. E. Muller, "A note on the generation of random normal deviates", 1958.
-        """
+        """Numbers of mean 0 and standard deviation 1."""
         if dtype == "float16":
             return cast(self.normal("float32"), dtype)
-        bits = self.bits()
-        # The lower half of the bits goes up to where the upper one was; two doubles take more than there is.
-        others = self.bits(1) if dtype == "float64" else bits * leaf.constant(np.asarray(2**32, np.uint64))
-        radius = sqrt(_log1p(-fraction(bits, dtype)) * _number(-2, dtype))
-        return radius * cos(fraction(others, dtype) * _number(2 * math.pi, dtype))
+        return make(RANDOM_NORMAL, (positions(self.shape), self._seed, self._call), {"dtype": dtype})
 
     def truncated_normal(self, dtype: str) -> Node:
         """Numbers of the normal distribution, those beyond two standard deviations left out.
@@ -154,7 +196,7 @@ class Draw:
         step = 2.0 ** -FRACTION_BITS[dtype]
         uniform = self.uniform(dtype) * _number(2, dtype) - _number(1 - step, dtype)  # exact and symmetric
         v = uniform * _number(math.erf(math.sqrt(2)), dtype)
-        w = -_log1p(-(v * v))
+        w = -log(_number(1, dtype) - v * v)  # what is lost near 1 adds nothing to the first coefficient
         total = _number(_INVERSE[dtype][-1], dtype)
         for coefficient in reversed(_INVERSE[dtype][:-1]):
             total = total * w + _number(coefficient, dtype)
@@ -193,10 +235,6 @@ _INVERSE: dict[str, Sequence[float]] = {
         8.637107276916442e-15,
     ),
 }
-
-
-def _log1p(x: Node) -> Node:
-    return make(log1p_, (x,))
 
 
 def _number(value: float, dtype: str) -> Node:
