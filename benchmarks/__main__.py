@@ -15,7 +15,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("workloads", nargs="*", metavar="workload", help="names or themes (default: all; see --list)")
     parser.add_argument("--peers", nargs="+", metavar="PEER", help="only these contestants")
-    parser.add_argument("--threads", type=int, default=1, help="threads for each contestant (default: 1)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads, and processors, for each contestant: "
+        "by its own setting, and by affinity for those that have none, such as XLA (default: 1)",
+    )
     parser.add_argument("--json", metavar="FILE", help="also write everything there")
     parser.add_argument("--quick", action="store_true", help="short batches: a first look, not a measurement")
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="give up on a build after this time")

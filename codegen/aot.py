@@ -12,6 +12,7 @@ from graphkb.codegen.builder import Builder, Value
 from graphkb.codegen.emit import Sizes
 from graphkb.codegen.program import Program, interpreted_nodes, make_program
 from graphkb.codegen.target import Target
+from graphkb.codegen.threads import define_parallel_for, library_pool, program_hook
 from graphkb.ir.dims import Dim, Expr, Symbol, free_symbols, sole_atom
 from graphkb.ir.errors import CompileError
 from graphkb.ir.graph import Graph, built_at, graph_symbols
@@ -68,6 +69,7 @@ class CModule:
         sizes: the parameters for unknown sizes, in order.
         workspace: the bytes of scratch memory, perhaps depending on sizes.
         state_bytes: the size of the caller's state; 0 where nothing is updated.
+        threads: who runs parallel loops: "none", "hook" or "pool".
     """
 
     prefix: str
@@ -78,6 +80,7 @@ class CModule:
     workspace: Dim
     variables: tuple[CVariable, ...]
     state_bytes: int
+    threads: str = "none"
     text: str = ""
     loops: str = field(default="", repr=False)
 
@@ -102,6 +105,7 @@ class CModule:
             "sizes": list(self.sizes.values()),
             "variables": variables,
             "state_bytes": self.state_bytes,
+            "threads": self.threads,
         }
 
 
@@ -124,13 +128,14 @@ def show_dim(dim: Dim, sizes: dict[Symbol, str]) -> str:
     return " + ".join(sorted(terms)).replace("+ -", "- ")
 
 
-def make_c_module(graph: Graph, prefix: str, target: Target, sizes: dict[str, int]) -> CModule:
+def make_c_module(graph: Graph, prefix: str, target: Target, sizes: dict[str, int], threads: str = "none") -> CModule:
     """The C module of a function's graph.
 
     Args:
         graph: as it was built, with unknown sizes.
         prefix: a C identifier.
         sizes: values for unknown sizes, by name.
+        threads: "none", "hook" or "pool".
 
     Raises:
         CompileError: a node has no kernel, or a size can not stay unknown; the text names it.
@@ -151,6 +156,7 @@ def make_c_module(graph: Graph, prefix: str, target: Target, sizes: dict[str, in
         workspace=program.memory.total,
         variables=tuple(variables.values()),
         state_bytes=state_bytes,
+        threads=threads,
         loops=program.loops,
     )
     module.text = _emit(module, program, variables)
@@ -236,10 +242,12 @@ def _state(graph: Graph) -> tuple[dict[VariableCell, CVariable], int]:
 
 # ---------------------------------------------------------------------------------------------- emission
 def _emit(module: CModule, program: Program, variables: dict[VariableCell, CVariable]) -> str:
-    b = Builder(module.target)
     prefix = module.prefix
+    b = Builder(module.target, parallel_for=_parallel_for(module))
     body = f"{prefix}.body"
     program.emit(b, body, linkage="internal")
+    if b.parallel_for:  # its setter is there even if no loop is worth it
+        define_parallel_for(b)
     # The program takes its sizes in an order of its own.
     order = [list(module.sizes).index(symbol) for symbol in program.symbols]
     sizes = [(f"n{i}", "int64") for i in range(len(module.sizes))]
@@ -260,6 +268,17 @@ def _emit(module: CModule, program: Program, variables: dict[VariableCell, CVari
         with b.function(f"{prefix}_state_init", [("state", "ptr")]) as (memory,):
             _emit_state(b, variables, memory)
     return b.module()
+
+
+def _parallel_for(module: CModule) -> str:
+    """The function that runs parallel loops, as LLVM text."""
+    match module.threads:
+        case "hook":
+            return program_hook(module.target, module.prefix)
+        case "pool":
+            return library_pool(module.target, module.prefix)
+        case _:
+            return ""
 
 
 def _fail_if(b: Builder, bad: Value, code: int) -> None:

@@ -56,6 +56,7 @@ def header_text(module: CModule, version: str) -> str:
         f"int32_t {p}_output_shape({', '.join(['int32_t index', *_sizes(module), 'int64_t *dims'])});",
         "",
         *_state_declarations(module, upper),
+        *_thread_declarations(module),
         f"/* {upper}_ABI_VERSION of the library that runs. */",
         f"int32_t {p}_abi_version(void);",
         "",
@@ -130,3 +131,25 @@ def _state_declarations(module: CModule, upper: str) -> list[str]:
     ]
     lines += [f"#define {upper}_STATE_{v.name.upper()}_OFFSET {v.offset}" for v in module.variables]
     return [*lines, f"void {module.prefix}_state_init(void *state);", ""]
+
+
+def _thread_declarations(module: CModule) -> list[str]:
+    p = module.prefix
+    if module.threads == "hook":
+        return [
+            "/* Large loops are handed to a function of yours, if you set one; results do not depend on it.",
+            f" * {p}_parallel_for must call body(context, begin, end) for ranges that cover 0 <= i < extent once,",
+            " * begin at multiples of grain, and return when all calls have; they may run at once, on any threads. */",
+            f"typedef void (*{p}_body)(void *context, int64_t begin, int64_t end);",
+            f"typedef void (*{p}_parallel_for)({p}_body body, void *context, int64_t extent, int64_t grain);",
+            f"void {p}_set_parallel_for({p}_parallel_for function); /* NULL: the calling thread does all */",
+            "",
+        ]
+    if module.threads == "pool":
+        return [
+            "/* Large loops run on threads of the library's own; results do not depend on how many there are. They are",
+            " * as many as the process may use processors, until you say how many, the calling one among them. */",
+            f"void {p}_set_threads(int32_t count); /* 0: as many as there are processors */",
+            "",
+        ]
+    return []

@@ -131,6 +131,9 @@ class Body(Positions):
     def _parallel(self, statement: Parallel) -> None:
         """The body for a part of the variable's values, in a function of its own if there are threads."""
         b, symbols = self.b, list(self.sizes.symbols)
+        if not b.parallel_for:
+            self.run(statement.body)
+            return
         captured = [*self.pointers.values(), *self.sizes.symbols.values()]
 
         def part(held: Sequence[Value], begin: Value, end: Value) -> None:

@@ -94,14 +94,14 @@ def _float_state(target: Target) -> tuple[str, str, str]:
     """Keeping the caller's rounding and treatment of denormals for a job, adopting it, and declarations."""
     if target.is_x86:
         return (
-            "  call void @llvm.x86.sse.stmxcsr(ptr @pool.float)",
-            "  call void @llvm.x86.sse.ldmxcsr(ptr @pool.float)",
+            "  call void @llvm.x86.sse.stmxcsr(ptr @graphkb.pool.float)",
+            "  call void @llvm.x86.sse.ldmxcsr(ptr @graphkb.pool.float)",
             "declare void @llvm.x86.sse.stmxcsr(ptr)\ndeclare void @llvm.x86.sse.ldmxcsr(ptr)",
         )
     if target.triple.startswith(("aarch64", "arm64")):
         return (
-            "  %float = call i64 @llvm.aarch64.get.fpcr()\n  store i64 %float, ptr @pool.float",
-            "  %float = load i64, ptr @pool.float\n  call void @llvm.aarch64.set.fpcr(i64 %float)",
+            "  %float = call i64 @llvm.aarch64.get.fpcr()\n  store i64 %float, ptr @graphkb.pool.float",
+            "  %float = load i64, ptr @graphkb.pool.float\n  call void @llvm.aarch64.set.fpcr(i64 %float)",
             "declare i64 @llvm.aarch64.get.fpcr()\ndeclare void @llvm.aarch64.set.fpcr(i64)",
         )
     return "", "", ""
@@ -109,23 +109,23 @@ def _float_state(target: Target) -> tuple[str, str, str]:
 
 # What different threads write to lies in cache lines, or pairs of them, of its own.
 _TEMPLATE = """
-%bed = type {{ [{mutex} x i8], [{condition} x i8], i64, [56 x i8] }}
-@pool.busy = internal global i64 0, align 128
-@pool.jobs = internal global i64 0, align 128
-@pool.pending = internal global i64 0, align 128
-@pool.sleepers = internal global i64 0, align 128
-@pool.body = internal global ptr null, align 128
-@pool.context = internal global ptr null
-@pool.extent = internal global i64 0
-@pool.share = internal global i64 0
-@pool.crew = internal global i64 0
-@pool.float = internal global i64 0
-@pool.workers = internal global i64 0, align 128
-@pool.most = internal global i64 {most}
-@pool.credit = internal global i64 0
-@pool.watched = internal global i64 0
-@pool.parts = internal global [{most} x [16 x i64]] zeroinitializer, align 128
-@pool.beds = internal global [{most} x %bed] zeroinitializer, align 64
+%graphkb.bed = type {{ [{mutex} x i8], [{condition} x i8], i64, [56 x i8] }}
+@graphkb.pool.busy = internal global i64 0, align 128
+@graphkb.pool.jobs = internal global i64 0, align 128
+@graphkb.pool.pending = internal global i64 0, align 128
+@graphkb.pool.sleepers = internal global i64 0, align 128
+@graphkb.pool.body = internal global ptr null, align 128
+@graphkb.pool.context = internal global ptr null
+@graphkb.pool.extent = internal global i64 0
+@graphkb.pool.share = internal global i64 0
+@graphkb.pool.crew = internal global i64 0
+@graphkb.pool.float = internal global i64 0
+@graphkb.pool.workers = internal global i64 0, align 128
+@graphkb.pool.most = internal global i64 {most}
+@graphkb.pool.credit = internal global i64 0
+@graphkb.pool.watched = internal global i64 0
+@graphkb.pool.parts = internal global [{most} x [16 x i64]] zeroinitializer, align 128
+@graphkb.pool.beds = internal global [{most} x %graphkb.bed] zeroinitializer, align 64
 
 define {linkage}void @graphkb_parallel_for(ptr %body, ptr %context, i64 %extent, i64 %grain, i64 %limit) nounwind {{
 start:
@@ -135,12 +135,12 @@ start:
   br i1 %alone, label %serial, label %ask
 
 ask:
-  %seen = load atomic i64, ptr @pool.busy monotonic, align 8
+  %seen = load atomic i64, ptr @graphkb.pool.busy monotonic, align 8
   %occupied = icmp ne i64 %seen, 0
   br i1 %occupied, label %serial, label %take
 
 take:
-  %taken = cmpxchg ptr @pool.busy, i64 0, i64 1 acquire monotonic
+  %taken = cmpxchg ptr @graphkb.pool.busy, i64 0, i64 1 acquire monotonic
   %ours = extractvalue {{ i64, i1 }} %taken, 1
   br i1 %ours, label %plan, label %serial
 
@@ -158,20 +158,20 @@ plan:
   %last.part = udiv i64 %last, %share
   %parts = add i64 %last.part, 1
   %few = call i64 @llvm.umin.i64(i64 %limit, i64 %parts)
-  %most = load i64, ptr @pool.most
+  %most = load i64, ptr @graphkb.pool.most
   %wish = call i64 @llvm.umin.i64(i64 %few, i64 %most)
-  %workers = load i64, ptr @pool.workers
+  %workers = load i64, ptr @graphkb.pool.workers
   %threads = add i64 %workers, 1
-  %credit.before = load i64, ptr @pool.credit
+  %credit.before = load i64, ptr @graphkb.pool.credit
   %credit = add i64 %credit.before, %parts
-  store i64 %credit, ptr @pool.credit
+  store i64 %credit, ptr @graphkb.pool.credit
   %worth = icmp uge i64 %credit, {worth}
   %lacking = icmp ult i64 %threads, %wish
   %hire = and i1 %worth, %lacking
   br i1 %hire, label %grow, label %gather
 
 grow:
-  %grown = call i64 @pool.grow(i64 %wish)
+  %grown = call i64 @graphkb.pool.grow(i64 %wish)
   %more = add i64 %grown, 1
   br label %gather
 
@@ -182,17 +182,17 @@ gather:
   br i1 %none, label %decline, label %publish
 
 decline:
-  store atomic i64 0, ptr @pool.busy release, align 8
+  store atomic i64 0, ptr @graphkb.pool.busy release, align 8
   br label %serial
 
 publish:
-  store ptr %body, ptr @pool.body
-  store ptr %context, ptr @pool.context
-  store i64 %extent, ptr @pool.extent
-  store i64 %share, ptr @pool.share
-  store atomic i64 %crew, ptr @pool.crew monotonic, align 8
+  store ptr %body, ptr @graphkb.pool.body
+  store ptr %context, ptr @graphkb.pool.context
+  store i64 %extent, ptr @graphkb.pool.extent
+  store i64 %share, ptr @graphkb.pool.share
+  store atomic i64 %crew, ptr @graphkb.pool.crew monotonic, align 8
 {keep}
-  store atomic i64 %parts, ptr @pool.pending monotonic, align 8
+  store atomic i64 %parts, ptr @graphkb.pool.pending monotonic, align 8
   br label %deal
 
 deal:
@@ -203,36 +203,36 @@ deal:
   %until = udiv i64 %scaled, %crew
   %upper = shl i64 %from, 32
   %own = or i64 %upper, %until
-  %own.at = getelementptr [16 x i64], ptr @pool.parts, i64 %member
+  %own.at = getelementptr [16 x i64], ptr @graphkb.pool.parts, i64 %member
   store atomic i64 %own, ptr %own.at release, align 8
   %dealt = icmp eq i64 %following, %crew
   br i1 %dealt, label %announce, label %deal
 
 announce:
-  %job = atomicrmw add ptr @pool.jobs, i64 1 seq_cst
-  %sleepers = load atomic i64, ptr @pool.sleepers seq_cst, align 8
+  %job = atomicrmw add ptr @graphkb.pool.jobs, i64 1 seq_cst
+  %sleepers = load atomic i64, ptr @graphkb.pool.sleepers seq_cst, align 8
   %awake = icmp eq i64 %sleepers, 0
   br i1 %awake, label %forget, label %consider
 
 forget:
-  store i64 0, ptr @pool.credit
+  store i64 0, ptr @graphkb.pool.credit
   br label %lead
 
 consider:
   br i1 %worth, label %wake, label %lead
 
 wake:
-  store i64 0, ptr @pool.credit
-  call void @pool.wake(i64 %crew)
+  store i64 0, ptr @graphkb.pool.credit
+  call void @graphkb.pool.wake(i64 %crew)
   br label %lead
 
 lead:
-  call void @pool.work(i64 0, i64 %crew)
+  call void @graphkb.pool.work(i64 0, i64 %crew)
   br label %wait
 
 wait:
   %looks = phi i64 [ 1, %lead ], [ %looks.next, %look ]
-  %left = load atomic i64, ptr @pool.pending acquire, align 8
+  %left = load atomic i64, ptr @graphkb.pool.pending acquire, align 8
   %done = icmp eq i64 %left, 0
   br i1 %done, label %leave, label %linger
 
@@ -251,12 +251,12 @@ look:
   br label %wait
 
 leave:
-  store atomic i64 0, ptr @pool.busy release, align 8
+  store atomic i64 0, ptr @graphkb.pool.busy release, align 8
   ret void
 }}
 
 ; Claim parts and do them until all words are used up, beginning with the one of thread `self`.
-define internal void @pool.work(i64 %self, i64 %crew) nounwind {{
+define internal void @graphkb.pool.work(i64 %self, i64 %crew) nounwind {{
 start:
   br label %turn
 
@@ -266,7 +266,7 @@ turn:
   %over = icmp uge i64 %sum, %crew
   %wrapped = sub i64 %sum, %crew
   %whose = select i1 %over, i64 %wrapped, i64 %sum
-  %at = getelementptr [16 x i64], ptr @pool.parts, i64 %whose
+  %at = getelementptr [16 x i64], ptr @graphkb.pool.parts, i64 %whose
   br label %look
 
 look:
@@ -288,16 +288,16 @@ claim:
 
 run:
 {adopt}
-  %body = load ptr, ptr @pool.body
-  %context = load ptr, ptr @pool.context
-  %extent = load i64, ptr @pool.extent
-  %share = load i64, ptr @pool.share
+  %body = load ptr, ptr @graphkb.pool.body
+  %context = load ptr, ptr @graphkb.pool.context
+  %extent = load i64, ptr @graphkb.pool.extent
+  %share = load i64, ptr @graphkb.pool.share
   %begin = mul i64 %next, %share
   %beyond = add i64 %next, %count
   %stop = mul i64 %beyond, %share
   %until = call i64 @llvm.smin.i64(i64 %stop, i64 %extent)
   call void %body(ptr %context, i64 %begin, i64 %until)
-  %before = atomicrmw sub ptr @pool.pending, i64 %count release
+  %before = atomicrmw sub ptr @graphkb.pool.pending, i64 %count release
   br label %look
 
 empty:
@@ -309,28 +309,28 @@ stop.here:
   ret void
 }}
 
-define internal ptr @pool.worker(ptr %number) nounwind {{
+define internal ptr @graphkb.pool.worker(ptr %number) nounwind {{
 start:
   %self = ptrtoint ptr %number to i64
-  %mutex = getelementptr %bed, ptr @pool.beds, i64 %self, i32 0
-  %condition = getelementptr %bed, ptr @pool.beds, i64 %self, i32 1
-  %asleep = getelementptr %bed, ptr @pool.beds, i64 %self, i32 2
+  %mutex = getelementptr %graphkb.bed, ptr @graphkb.pool.beds, i64 %self, i32 0
+  %condition = getelementptr %graphkb.bed, ptr @graphkb.pool.beds, i64 %self, i32 1
+  %asleep = getelementptr %graphkb.bed, ptr @graphkb.pool.beds, i64 %self, i32 2
   br label %watch
 
 watch:
   %seen = phi i64 [ -1, %start ], [ %seen, %again ], [ %job, %notice ], [ %job, %join ], [ %seen, %rise ]
   %idle = phi i64 [ 1, %start ], [ %idle.next, %again ], [ %idle, %notice ], [ 1, %join ], [ 1, %rise ]
-  %job = load atomic i64, ptr @pool.jobs acquire, align 8
+  %job = load atomic i64, ptr @graphkb.pool.jobs acquire, align 8
   %old = icmp eq i64 %job, %seen
   br i1 %old, label %linger, label %notice
 
 notice:
-  %crew = load atomic i64, ptr @pool.crew monotonic, align 8
+  %crew = load atomic i64, ptr @graphkb.pool.crew monotonic, align 8
   %wanted = icmp ult i64 %self, %crew
   br i1 %wanted, label %join, label %watch
 
 join:
-  call void @pool.work(i64 %self, i64 %crew)
+  call void @graphkb.pool.work(i64 %self, i64 %crew)
   br label %watch
 
 linger:
@@ -352,11 +352,11 @@ lie_down:
   ; First tell that one sleeps, then look once more: who announces a job does these two the other way round.
   %locked = call i32 @pthread_mutex_lock(ptr %mutex)
   store atomic i64 1, ptr %asleep seq_cst, align 8
-  %others = atomicrmw add ptr @pool.sleepers, i64 1 seq_cst
+  %others = atomicrmw add ptr @graphkb.pool.sleepers, i64 1 seq_cst
   br label %sleep
 
 sleep:
-  %job.now = load atomic i64, ptr @pool.jobs seq_cst, align 8
+  %job.now = load atomic i64, ptr @graphkb.pool.jobs seq_cst, align 8
   %nothing = icmp eq i64 %job.now, %seen
   br i1 %nothing, label %dream, label %rise
 
@@ -365,14 +365,14 @@ dream:
   br label %sleep
 
 rise:
-  %fewer = atomicrmw sub ptr @pool.sleepers, i64 1 seq_cst
+  %fewer = atomicrmw sub ptr @graphkb.pool.sleepers, i64 1 seq_cst
   store atomic i64 0, ptr %asleep monotonic, align 8
   %unlocked = call i32 @pthread_mutex_unlock(ptr %mutex)
   br label %watch
 }}
 
 ; Wake those of a crew that sleep.
-define internal void @pool.wake(i64 %crew) nounwind {{
+define internal void @graphkb.pool.wake(i64 %crew) nounwind {{
 start:
   br label %test
 
@@ -382,15 +382,15 @@ test:
   br i1 %all, label %end, label %look
 
 look:
-  %asleep.at = getelementptr %bed, ptr @pool.beds, i64 %member, i32 2
+  %asleep.at = getelementptr %graphkb.bed, ptr @graphkb.pool.beds, i64 %member, i32 2
   %asleep = load atomic i64, ptr %asleep.at seq_cst, align 8
   %awake = icmp eq i64 %asleep, 0
   br i1 %awake, label %next, label %call
 
 call:
   ; With the mutex in between, the worker either has seen the job or waits already.
-  %mutex = getelementptr %bed, ptr @pool.beds, i64 %member, i32 0
-  %condition = getelementptr %bed, ptr @pool.beds, i64 %member, i32 1
+  %mutex = getelementptr %graphkb.bed, ptr @graphkb.pool.beds, i64 %member, i32 0
+  %condition = getelementptr %graphkb.bed, ptr @graphkb.pool.beds, i64 %member, i32 1
   %locked = call i32 @pthread_mutex_lock(ptr %mutex)
   %unlocked = call i32 @pthread_mutex_unlock(ptr %mutex)
   %signaled = call i32 @pthread_cond_signal(ptr %condition)
@@ -405,18 +405,18 @@ end:
 }}
 
 ; Start workers until a crew of `wish` is there or the system refuses; returns how many workers there are.
-define internal i64 @pool.grow(i64 %wish) nounwind {{
+define internal i64 @graphkb.pool.grow(i64 %wish) nounwind {{
 start:
   %all = alloca [128 x i8], align 16
   %before = alloca [128 x i8], align 16
   %thread = alloca i64, align 8
-  %watched.before = load i64, ptr @pool.watched
+  %watched.before = load i64, ptr @graphkb.pool.watched
   %unwatched = icmp eq i64 %watched.before, 0
   br i1 %unwatched, label %watch, label %block
 
 watch:
 {watch}
-  store i64 1, ptr @pool.watched
+  store i64 1, ptr @graphkb.pool.watched
   br label %block
 
 block:
@@ -426,66 +426,66 @@ block:
   br label %test
 
 test:
-  %workers = load i64, ptr @pool.workers
+  %workers = load i64, ptr @graphkb.pool.workers
   %number = add i64 %workers, 1
   %enough = icmp uge i64 %number, %wish
   br i1 %enough, label %end, label %hire
 
 hire:
-  %mutex = getelementptr %bed, ptr @pool.beds, i64 %number, i32 0
-  %condition = getelementptr %bed, ptr @pool.beds, i64 %number, i32 1
+  %mutex = getelementptr %graphkb.bed, ptr @graphkb.pool.beds, i64 %number, i32 0
+  %condition = getelementptr %graphkb.bed, ptr @graphkb.pool.beds, i64 %number, i32 1
   %mutex.made = call i32 @pthread_mutex_init(ptr %mutex, ptr null)
   %condition.made = call i32 @pthread_cond_init(ptr %condition, ptr null)
   %argument = inttoptr i64 %number to ptr
-  %status = call i32 @pthread_create(ptr %thread, ptr null, ptr @pool.worker, ptr %argument)
+  %status = call i32 @pthread_create(ptr %thread, ptr null, ptr @graphkb.pool.worker, ptr %argument)
   %made = icmp eq i32 %status, 0
   br i1 %made, label %keep, label %refused
 
 keep:
   %id = load i64, ptr %thread
   %detached = call i32 @pthread_detach(i64 %id)
-  store i64 %number, ptr @pool.workers
+  store i64 %number, ptr @graphkb.pool.workers
   br label %test
 
 refused:
-  store i64 %number, ptr @pool.most
+  store i64 %number, ptr @graphkb.pool.most
   br label %end
 
 end:
   %unblocked = call i32 @pthread_sigmask(i32 {set_mask}, ptr %before, ptr null)
-  %hired = load i64, ptr @pool.workers
+  %hired = load i64, ptr @graphkb.pool.workers
   ret i64 %hired
 }}
 
 ; In a forked child no worker runs: begin anew.
 define {linkage}void @graphkb_pool_reset() nounwind {{
 start:
-  store i64 0, ptr @pool.sleepers
-  store i64 0, ptr @pool.pending
-  store i64 0, ptr @pool.workers
-  store i64 {most}, ptr @pool.most
-  store i64 0, ptr @pool.credit
+  store i64 0, ptr @graphkb.pool.sleepers
+  store i64 0, ptr @graphkb.pool.pending
+  store i64 0, ptr @graphkb.pool.workers
+  store i64 {most}, ptr @graphkb.pool.most
+  store i64 0, ptr @graphkb.pool.credit
   br label %clear
 
 clear:
   %member = phi i64 [ 0, %start ], [ %member.next, %clear ]
-  %part = getelementptr [16 x i64], ptr @pool.parts, i64 %member
+  %part = getelementptr [16 x i64], ptr @graphkb.pool.parts, i64 %member
   store i64 0, ptr %part
-  %asleep = getelementptr %bed, ptr @pool.beds, i64 %member, i32 2
+  %asleep = getelementptr %graphkb.bed, ptr @graphkb.pool.beds, i64 %member, i32 2
   store i64 0, ptr %asleep
   %member.next = add i64 %member, 1
   %more = icmp ult i64 %member.next, {most}
   br i1 %more, label %clear, label %free
 
 free:
-  store atomic i64 0, ptr @pool.busy release, align 8
+  store atomic i64 0, ptr @graphkb.pool.busy release, align 8
   ret void
 }}
 
 ; How many workers have been started.
 define {linkage}i64 @graphkb_pool_workers() nounwind {{
 start:
-  %workers = load i64, ptr @pool.workers
+  %workers = load i64, ptr @graphkb.pool.workers
   ret i64 %workers
 }}
 

@@ -7,6 +7,7 @@ pool of its own, or asks a function that the program sets; without any the regio
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from graphkb.codegen.builder import Builder, Value
@@ -39,7 +40,7 @@ def parallel_region(b: Builder, extent: Value, grain: Value, captured: Sequence[
     if not b.parallel_for:
         body(captured, zero, extent)
         return
-    b.declare(_SYMBOL, b.parallel_for)
+    define_parallel_for(b)
     context = b.alloca("int64", max(1, len(captured)))
     for i, value in enumerate(captured):
         b.store(value, b.gep(context, i, "int64"), align=8)
@@ -53,24 +54,126 @@ def parallel_region(b: Builder, extent: Value, grain: Value, captured: Sequence[
     b.line(f"call void @{_SYMBOL}(ptr @{name}, ptr {context.name}, i64 {extent.name}, i64 {grain.name})")
 
 
+def define_parallel_for(b: Builder) -> None:
+    """Put the function that runs regions into the module, once; what it declares others may declare as well."""
+    lines = b.parallel_for.splitlines()
+    for line in lines:
+        found = re.match(r"declare [^@]*@([\w.]+)\(", line)
+        if found:
+            b.declare(found[1], line)
+    b.declare(_SYMBOL, "\n".join([line for line in lines if not line.startswith("declare ")]))
+
+
 # ---------------------------------------------------------------------------------------------- who runs the parts
 def shared_pool(target: Target) -> str:
     """For modules of this process: the pool is in another module; "" on systems without one."""
     if not system_of(target):
         return ""
     return f"""
-@threads.limit = internal global i64 1, align 8
+@graphkb.limit = internal global i64 1, align 8
 declare void @{POOL_SYMBOL}(ptr, ptr, i64, i64, i64)
 define internal void @{_SYMBOL}(ptr %body, ptr %context, i64 %extent, i64 %grain) nounwind {{
-  %limit = load atomic i64, ptr @threads.limit monotonic, align 8
+  %limit = load atomic i64, ptr @graphkb.limit monotonic, align 8
   call void @{POOL_SYMBOL}(ptr %body, ptr %context, i64 %extent, i64 %grain, i64 %limit)
   ret void
 }}
 define void @{LIMIT_SYMBOL}(i64 %limit) nounwind {{
-  store atomic i64 %limit, ptr @threads.limit monotonic, align 8
+  store atomic i64 %limit, ptr @graphkb.limit monotonic, align 8
   ret void
 }}
 """
+
+
+def program_hook(target: Target, prefix: str) -> str:
+    """For a library: the program that it is part of sets the function that shares parts out; without it runs alone."""
+    align = target.pointer_bits // 8
+    return f"""
+@graphkb.hook = internal global ptr null, align {align}
+define internal void @{_SYMBOL}(ptr %body, ptr %context, i64 %extent, i64 %grain) nounwind {{
+  %hook = load atomic ptr, ptr @graphkb.hook acquire, align {align}
+  %none = icmp eq ptr %hook, null
+  %short = icmp sle i64 %extent, %grain
+  %alone = or i1 %none, %short
+  br i1 %alone, label %serial, label %share
+serial:
+  call void %body(ptr %context, i64 0, i64 %extent)
+  ret void
+share:
+  call void %hook(ptr %body, ptr %context, i64 %extent, i64 %grain)
+  ret void
+}}
+define void @{prefix}_set_parallel_for(ptr %hook) nounwind {{
+  store atomic ptr %hook, ptr @graphkb.hook release, align {align}
+  ret void
+}}
+"""
+
+
+def library_pool(target: Target, prefix: str) -> str:
+    """For a library: a pool of its own, on as many threads as there are processors until the program says how many."""
+    return f"""
+{emit_pool(target, linkage="internal", watch_forks=True)}
+@graphkb.limit = internal global i64 0, align 8
+define internal void @{_SYMBOL}(ptr %body, ptr %context, i64 %extent, i64 %grain) nounwind {{
+  %told = load atomic i64, ptr @graphkb.limit monotonic, align 8
+  %unknown = icmp slt i64 %told, 1
+  br i1 %unknown, label %count, label %share
+count:
+  %found = call i64 @graphkb.processors()
+  store atomic i64 %found, ptr @graphkb.limit monotonic, align 8
+  br label %share
+share:
+  %limit = phi i64 [ %told, %0 ], [ %found, %count ]
+  call void @{POOL_SYMBOL}(ptr %body, ptr %context, i64 %extent, i64 %grain, i64 %limit)
+  ret void
+}}
+define void @{prefix}_set_threads(i32 %count) nounwind {{
+  %limit = sext i32 %count to i64
+  store atomic i64 %limit, ptr @graphkb.limit monotonic, align 8
+  ret void
+}}
+{_PROCESSORS[system_of(target)]}
+"""
+
+
+# How many processors this process may run on; at least 1.
+_PROCESSORS = {
+    "linux": """
+define internal i64 @graphkb.processors() nounwind {
+start:
+  %set = alloca [16 x i64], align 8
+  %status = call i32 @sched_getaffinity(i32 0, i64 128, ptr %set)
+  %fine = icmp eq i32 %status, 0
+  br i1 %fine, label %sum, label %one
+sum:
+  %i = phi i64 [ 0, %start ], [ %next, %sum ]
+  %total = phi i64 [ 0, %start ], [ %more, %sum ]
+  %at = getelementptr i64, ptr %set, i64 %i
+  %word = load i64, ptr %at
+  %bits = call i64 @llvm.ctpop.i64(i64 %word)
+  %more = add i64 %total, %bits
+  %next = add i64 %i, 1
+  %again = icmp ult i64 %next, 16
+  br i1 %again, label %sum, label %end
+end:
+  %count = call i64 @llvm.umax.i64(i64 %more, i64 1)
+  ret i64 %count
+one:
+  ret i64 1
+}
+declare i32 @sched_getaffinity(i32, i64, ptr)
+declare i64 @llvm.ctpop.i64(i64)
+""",
+    "darwin": """
+define internal i64 @graphkb.processors() nounwind {
+  %online = call i64 @sysconf(i32 58)
+  %count = call i64 @llvm.smax.i64(i64 %online, i64 1)
+  ret i64 %count
+}
+declare i64 @sysconf(i32)
+declare i64 @llvm.smax.i64(i64, i64)
+""",
+}
 
 
 def pool_module(target: Target) -> str:
@@ -78,4 +181,12 @@ def pool_module(target: Target) -> str:
     return f'target triple = "{target.triple}"\n{emit_pool(target)}'
 
 
-__all__ = ["LIMIT_SYMBOL", "parallel_region", "pool_module", "shared_pool"]
+__all__ = [
+    "LIMIT_SYMBOL",
+    "define_parallel_for",
+    "library_pool",
+    "parallel_region",
+    "pool_module",
+    "program_hook",
+    "shared_pool",
+]

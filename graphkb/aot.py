@@ -63,6 +63,7 @@ def compile(
     prefix: str | None = None,
     target: str | None = None,
     sizes: Mapping[str, int] | None = None,
+    threads: str = "none",
 ) -> CompiledFiles:
     """Compile a function into `path.o`, `path.so` and `path.h`: plain C functions that need no library at all.
 
@@ -75,13 +76,16 @@ def compile(
         prefix: what the names of all C functions begin with, a C identifier; by default made from the file's name.
         target: the machine to compile for, such as "x86-64-v3" or "aarch64"; by default this one.
         sizes: values for sizes that the function leaves open, by their names in dumps, such as {"batch": 32}.
+        threads: who runs large loops. "none": the thread that calls. "hook": a function that the program sets with
+            `<prefix>_set_parallel_for`. "pool": threads of the library's own, for which it needs libc's pthreads;
+            `<prefix>_set_threads` says how many.
 
     Returns:
         The paths of the files.
 
     Raises:
-        CompileError: a node can only be interpreted (the text names each), a bad prefix, size or target, or llvmlite
-            is not installed.
+        CompileError: a node can only be interpreted (the text names each), a bad prefix, size or target, a target
+            without pthreads for a pool, or llvmlite is not installed.
         FileNotFoundError, PermissionError: the folder is missing or can not be written to.
 
     Example:
@@ -105,15 +109,18 @@ def compile(
     if importlib.util.find_spec("llvmlite") is None:
         raise CompileError("compile: it needs llvmlite, which is not installed: pip install llvmlite")
     machine = _target(target if target is not None else fn.options.target)
+    _check_threads(threads, machine)
     name = _prefix(prefix, stem.name)
     _check_folder(stem)
     with state_lock.shared():
-        module = make_c_module(fn.definition, name, machine, dict(sizes or {}))
+        module = make_c_module(fn.definition, name, machine, dict(sizes or {}), threads)
     files = {suffix: stem.with_name(stem.name + suffix) for suffix in (".o", ".h", ".so")}
     _write(files[".o"], emit_object(module.text, machine))
     _write(files[".h"], header_text(module, __version__).encode())
     public = [f"{name}_{what}" for what in ("run", "workspace_size", "output_shape", "abi_version", "description")]
-    linked = _link(files[".o"], files[".so"], machine, [*public, *([f"{name}_state_init"] if module.variables else [])])
+    public += [f"{name}_state_init"] if module.variables else []
+    public += {"hook": [f"{name}_set_parallel_for"], "pool": [f"{name}_set_threads"]}.get(threads, [])
+    linked = _link(files[".o"], files[".so"], machine, public, libc=threads == "pool")
     return CompiledFiles(files[".o"], files[".so"] if linked else None, files[".h"])
 
 
@@ -124,6 +131,15 @@ def _target(name: str) -> Target:
         return host_target() if name == "host" else named_target(name)
     except ValueError as error:
         raise CompileError(f"compile: {error}") from None
+
+
+def _check_threads(threads: str, target: Target) -> None:
+    from graphkb.codegen.thread_pool import system_of
+
+    if threads not in ("none", "hook", "pool"):
+        raise CompileError(f"compile: threads is {threads!r}: expected 'none', 'hook' or 'pool'")
+    if threads == "pool" and not system_of(target):
+        raise CompileError(f"compile: there are no pthreads for {target.name}: use threads='hook' or 'none'")
 
 
 def _prefix(given: str | None, stem: str) -> str:
@@ -166,8 +182,10 @@ def _umask() -> int:
 
 
 # ---------------------------------------------------------------------------------------------- linking
-def _link(object_file: Path, library: Path, target: Target, public: Sequence[str]) -> bool:
-    """Link the shared library; a warning where there is no linker for the target."""
+def _link(object_file: Path, library: Path, target: Target, public: Sequence[str], libc: bool) -> bool:
+    """Link the shared library, with libc or alone; a warning where there is no linker for the target."""
+    # A pool never ends: its code must stay.
+    needs = ["-pthread", "-Wl,-z,nodelete"] if libc else ["-nostdlib"]
     problem = "no C compiler was found: install one, or `pip install ziglang`"
     for command in _linkers(target):
         handle, temporary = tempfile.mkstemp(dir=library.parent, prefix=f".{library.name}.")
@@ -177,7 +195,7 @@ def _link(object_file: Path, library: Path, target: Target, public: Sequence[str
             versions.flush()
             options = [f"-Wl,-soname,{library.name}", "-Wl,-z,noexecstack", f"-Wl,--version-script={versions.name}"]
             result = subprocess.run(
-                [*command, "-shared", "-nostdlib", "-Wl,--build-id=none", *options, "-o", temporary, str(object_file)],
+                [*command, "-shared", *needs, "-Wl,--build-id=none", *options, "-o", temporary, str(object_file)],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -238,6 +256,10 @@ class Library:
         self._output_shape = self._symbol("output_shape", ctypes.c_int32)
         self._symbols = {name: symbol(name) for name in description["sizes"]}
         self._parameters = Parameters(self._placeholders(), path.stem)
+        if description.get("threads") == "pool":
+            from graphkb.runtime.threads import thread_count
+
+            self._symbol("set_threads", None)(ctypes.c_int32(thread_count()))
         self._lock: Any = None
         self._state: Array | None = None
         self.state: dict[str, Array] = {}

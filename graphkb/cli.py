@@ -120,6 +120,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--prefix", help="what the names of the library's functions begin with; by default its file name")
     one.add_argument("--target", help="the machine that it is for; this one by default (graphkb doctor lists them)")
     one.add_argument("--size", action="append", default=[], metavar="N=32", help="fix an open size of the inputs")
+    one.add_argument(
+        "--threads", choices=("none", "hook", "pool"), default="none",
+        help="who runs large loops: the caller alone, a function of the program, or threads of the library's own",
+    )  # fmt: skip
 
     one = _command(commands, "run", _run, "run a program on given or random inputs")
     _add_inputs(one)
@@ -236,7 +240,9 @@ def _compile(args: argparse.Namespace) -> int:
         if not text.isdigit():
             raise UsageError(f"--size {name}={text}: expected a number")
         sizes[name] = int(text)
-    made = compile_library(function, args.output, prefix=args.prefix, target=args.target, sizes=sizes)
+    made = compile_library(
+        function, args.output, prefix=args.prefix, target=args.target, sizes=sizes, threads=args.threads
+    )
     for path in (made.library, made.object, made.header):
         if path is not None:
             print(f"wrote {path}")

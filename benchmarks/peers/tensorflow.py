@@ -22,6 +22,7 @@ class TensorFlow(Peer):
         import tensorflow
 
         tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
+        tensorflow.config.threading.set_inter_op_parallelism_threads(threads)
 
     def version(self) -> str:
         import tensorflow
