@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from graphkb.ir.node import Node, make
+from graphkb.ir.op import find_op
 from graphkb.ir.types import DTYPES, FLOATS, INTEGERS
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -38,6 +40,7 @@ class Contract:
         smooth: the positions of the inputs whose gradient must equal finite differences; all others have none.
         special: whether the op is tried on all pairs of special values.
         zero_sign: whether the sign of a zero result is defined.
+        build: makes what is tested of the operands, with the attributes by keyword; None applies the op itself.
     """
 
     op: str
@@ -49,6 +52,13 @@ class Contract:
     smooth: tuple[int, ...] = ()
     special: bool = False
     zero_sign: bool = True
+    build: Callable[..., Node] | None = None
+
+    def apply(self, inputs: Sequence[Node], attrs: Mapping[str, Any] | None = None) -> Node:
+        """The node that is held to the contract."""
+        if self.build is not None:
+            return self.build(*inputs, **(attrs or {}))
+        return make(find_op(self.op), tuple(inputs), attrs)
 
 
 def widen(x: Array) -> Array:
@@ -130,6 +140,7 @@ def split(
 
 def all_contracts() -> tuple[Contract, ...]:
     """Every contract there is, one for each op."""
+    from contracts_control import CONTROL
     from contracts_conv import CONVOLUTIONS
     from contracts_elementwise import ELEMENTWISE
     from contracts_random import RANDOM
@@ -137,7 +148,7 @@ def all_contracts() -> tuple[Contract, ...]:
     from contracts_structure import STRUCTURE
     from contracts_values import VALUES
 
-    return (*ELEMENTWISE, *STRUCTURE, *RANDOM, *SPARSE, *VALUES, *CONVOLUTIONS)
+    return (*ELEMENTWISE, *STRUCTURE, *RANDOM, *SPARSE, *VALUES, *CONVOLUTIONS, *CONTROL)
 
 
 __all__ = ["DTYPES", "FLOATS", "INTEGERS", "Case", "Contract", "all_contracts", "sample", "widen"]
