@@ -95,3 +95,14 @@ def pool(x, size, strides, padding="valid", layout="channels_last", mode="max"):
         reduce = np.max if mode == "max" else np.mean
         out[(slice(None), *place)] = reduce(cells, axis=tuple(range(1, n + 1)))
     return first(out, layout)
+
+
+def local(x, kernel, size, strides, counts, layout):
+    """Place by place, the features in the order of a window of the layout."""
+    out = np.zeros((len(x), *counts, kernel.shape[-1]))
+    spatial = slice(2, None) if layout == "channels_first" else slice(1, -1)
+    for number, place in enumerate(np.ndindex(*counts)):
+        window = [slice(None)] * x.ndim
+        window[spatial] = [slice(p * s, p * s + k) for p, s, k in zip(place, strides, size)]
+        out[(slice(None), *place)] = x[tuple(window)].reshape(len(x), -1) @ kernel[number]
+    return first(out, layout)

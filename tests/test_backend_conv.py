@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conv_tools import LAYOUTS, conv, conv_transpose, depthwise, first, last
+from conv_tools import LAYOUTS, conv, conv_transpose, depthwise, first, last, local
 from k_tools import check, check_gradients, run
 
 import graphkb
@@ -211,17 +211,6 @@ def test_separable_convolution_along_one_axis(layout):
 
 
 # ---------------------------------------------------------------------------------------------- local
-def local(x, kernel, size, strides, counts, layout):
-    """Place by place, the features in the order of a window of the layout."""
-    out = np.zeros((len(x), *counts, kernel.shape[-1]))
-    spatial = slice(2, None) if layout == "channels_first" else slice(1, -1)
-    for number, place in enumerate(np.ndindex(*counts)):
-        window = [slice(None)] * x.ndim
-        window[spatial] = [slice(p * s, p * s + k) for p, s, k in zip(place, strides, size)]
-        out[(slice(None), *place)] = x[tuple(window)].reshape(len(x), -1) @ kernel[number]
-    return first(out, layout)
-
-
 def test_local_convolution():
     for size, strides, count in ((3, 1, 5), (2, 2, 3), (1, 3, 3)):
         x, w = operands((2, 7, 3), (count, size * 3, 4))

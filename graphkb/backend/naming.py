@@ -48,8 +48,9 @@ def _name(error: Exception, name: str) -> None:
             return
     if not is_internal(trace.tb_frame.f_code.co_filename):
         return
-    if len(error.args) != 1 or not isinstance(error.args[0], str) or error.args[0].startswith((f"{name}:", f"{name}(")):
+    text = error.args[0] if len(error.args) == 1 else None
+    if not isinstance(text, str) or text.startswith((f"{name}:", f"{name}(")) or "\n  while executing " in text:
         return
-    inner, colon, rest = error.args[0].partition(": ")
+    inner, colon, rest = text.partition(": ")
     # What the user called counts, not the op or the function that found the fault for it.
-    error.args = (f"{name}: {rest if colon and (inner in _named or is_op(inner)) else error.args[0]}",)
+    error.args = (f"{name}: {rest if colon and (inner in _named or is_op(inner)) else text}",)
