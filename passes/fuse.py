@@ -12,6 +12,7 @@ from graphkb.ir.origin import set_override
 from graphkb.ops.control import is_control, item
 from graphkb.ops.fused import fused
 from graphkb.ops.leaf import placeholder
+from graphkb.passes.expand_sparse import ExpandSparse
 from graphkb.passes.guard_indices import GuardIndices
 from graphkb.passes.index_spaces import Space, axes_in, map_space, reduction_space
 from graphkb.passes.merge_kernels import Unit, merge_kernels
@@ -68,7 +69,7 @@ class Fuse:
     light: int = 6
 
     def apply(self, graph: Graph) -> Graph:
-        groups = _Groups(GuardIndices().apply(graph), self.most_nodes, self.cheap, self.light)
+        groups = _Groups(GuardIndices().apply(ExpandSparse().apply(graph)), self.most_nodes, self.cheap, self.light)
         return groups.rebuild(self.apply)
 
 
