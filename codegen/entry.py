@@ -7,88 +7,34 @@ address and can be kept on disk:
     table   words named by `Table`: C-API functions, type objects, the state lock, the fork generation
     context words named by `Context`, newest first; its input and output records are named by `Record`
 
-`f([x, y])` walks the contexts until one agrees with the count, and with every array's dtype, flags and dims; then it
-makes the outputs, large ones with memory from the pool, takes the lock and calls `run(args, workspace)`. In every other
-case, also where `run` returns anything but 0, `slow` gets the very same arguments. Whoever holds the interpreter's lock
-owns the busy words, therefore they need no atomics; the state lock is given back before that lock is taken again,
-therefore it does.
+`f([x, y])` walks the contexts until one agrees with the count, and with every array's dtype, flags and dims; where
+dims are open, the context's own function judges them and finds the outputs' dims. Then it makes the outputs, large
+ones with memory from the pool, takes the lock and calls `run(args, workspace)`. In every other case, also where `run`
+returns anything but 0, `slow` gets the very same arguments. Whoever holds the interpreter's lock owns the busy words,
+therefore they need no atomics; the state lock is given back before that lock is taken again, therefore it does.
 """
 
 import re
 from dataclasses import dataclass
-from enum import IntEnum
 
+from graphkb.codegen.entry_words import (
+    ANY_SIZE,
+    C_ARRAY,
+    C_CONTIGUOUS_AND_ALIGNED,
+    NATIVE_ORDER,
+    NO_ORDER,
+    OWNS_DATA,
+    RECORD_WORDS,
+    WORD,
+    Context,
+    Record,
+    Table,
+)
 from graphkb.codegen.lock import LOCK_IR, RELEASE_SYMBOL, TRY_SYMBOL, Lock
 from graphkb.codegen.recycling import FREE_SYMBOL, MALLOC_SYMBOL, POOL_IR
 
 ENTRY_SYMBOL = "graphkb_call"
 NOTHING_SYMBOL = "graphkb_run_nothing"
-
-WORD = 8
-
-
-class Table(IntEnum):
-    """Word index in the process-wide table. The lock has a cache line of its own: all others are only read."""
-
-    LIST_TYPE = 0
-    TUPLE_TYPE = 1
-    ARRAY_TYPE = 2
-    INCREF = 3
-    DECREF = 4
-    LIST_NEW = 5
-    ARRAY_NEW = 6
-    VECTORCALL = 7
-    SAVE_THREAD = 8
-    RESTORE_THREAD = 9
-    GENERATION = 10
-    POOL = 11
-    HANDLER = 12
-    LOCK = 16
-
-
-TABLE_WORDS = 24
-
-
-class Context(IntEnum):
-    """Word index in a specialization context. `BUSY` holds the generation of the process that runs it, or 0."""
-
-    NEXT = 0
-    BUSY = 1
-    N_INPUTS = 2
-    N_OUTPUTS = 3
-    INPUTS = 4
-    OUTPUTS = 5
-    ARGS = 6
-    OUTPUT_ARGS = 7
-    RUN = 8
-    WORKSPACE = 9
-    LOCK = 10
-    RELEASE_GIL = 11
-
-
-CONTEXT_WORDS = 12
-
-
-class Record(IntEnum):
-    """Word index in the description of one input or output; the two type numbers may be equal.
-
-    `RECYCLED` holds the bytes of an output whose memory comes from the pool, 0 for all others.
-    """
-
-    DESCR = 0
-    TYPE_NUM = 1
-    TYPE_NUM_ALIAS = 2
-    NDIM = 3
-    DIMS = 4
-    RECYCLED = 5
-
-
-RECORD_WORDS = 6
-
-C_CONTIGUOUS_AND_ALIGNED = 0x101
-C_ARRAY = 0x501
-OWNS_DATA = 0x4
-NATIVE_ORDER, NO_ORDER = ord("="), ord("|")
 
 
 @dataclass(frozen=True)
@@ -245,7 +191,11 @@ compare_dim:
   %want.dim.at = getelementptr inbounds i64, ptr %want.dims, i32 %axis
   %want.dim = load i64, ptr %want.dim.at
   %same.dim = icmp eq i64 %dim.size, %want.dim
-  br i1 %same.dim, label %next_dim, label %reject
+  br i1 %same.dim, label %next_dim, label %other_dim
+
+other_dim:
+  %any.dim = icmp eq i64 %want.dim, {ANY_SIZE}
+  br i1 %any.dim, label %next_dim, label %reject
 
 next_dim:
   %axis.next = add i32 %axis, 1
@@ -264,10 +214,71 @@ acquire:
 take:
   store i64 %generation, ptr %owner.at
   %run.args = field ptr %context + <Context.ARGS>
+  %sizes = field ptr %context + <Context.SIZES>
+  %sizes.known = icmp eq ptr %sizes, null
+  br i1 %sizes.known, label %point_all, label %gather
+
+gather:
+  %shapes = field ptr %context + <Context.SHAPES>
+  br label %shape
+
+shape:
+  %s = phi i64 [ 0, %gather ], [ %s.next, %gather_shape ]
+  %all.gathered = icmp eq i64 %s, %n_inputs
+  br i1 %all.gathered, label %measure, label %gather_shape
+
+gather_shape:
+  %shape.from = getelementptr inbounds ptr, ptr %items, i64 %s
+  %shape.array = load ptr, ptr %shape.from
+  %shape.dims = field ptr %shape.array + <object.array_dims>
+  %shape.to = getelementptr inbounds ptr, ptr %shapes, i64 %s
+  store ptr %shape.dims, ptr %shape.to
+  %s.next = add i64 %s, 1
+  br label %shape
+
+measure:
+  %size.args = field ptr %context + <Context.SIZE_ARGS>
+  %output.dims = field ptr %context + <Context.OUTPUT_DIMS>
+  %room = field i64 %context + <Context.WORKSPACE_BYTES>
+  %needed = call i64 %sizes(ptr %shapes, ptr %size.args, ptr %output.dims)
+  ; Unsigned, so that -1, for sizes that the code does not serve, needs more than there ever is.
+  %fits = icmp ule i64 %needed, %room
+  br i1 %fits, label %sized, label %unfit
+
+sized:
+  ; Behind the dims of the outputs there are their bytes.
+  %sized.count = field i64 %context + <Context.N_OUTPUTS>
+  %sized.records = field ptr %context + <Context.OUTPUTS>
+  %sized.bytes = field ptr %context + <Context.OUTPUT_BYTES>
+  %large.from = field i64 %context + <Context.RECYCLE_FROM>
+  br label %size_output
+
+size_output:
+  %o = phi i64 [ 0, %sized ], [ %o.next, %set_recycled ]
+  %all.sized = icmp eq i64 %o, %sized.count
+  br i1 %all.sized, label %point_all, label %set_recycled
+
+set_recycled:
+  %bytes.at = getelementptr inbounds i64, ptr %sized.bytes, i64 %o
+  %bytes = load i64, ptr %bytes.at
+  %bytes.large = icmp uge i64 %bytes, %large.from
+  %recycled = select i1 %bytes.large, i64 %bytes, i64 0
+  %recycled.index = mul i64 %o, {RECORD_WORDS * WORD}
+  %recycled.record = getelementptr inbounds i8, ptr %sized.records, i64 %recycled.index
+  %recycled.at = getelementptr inbounds i8, ptr %recycled.record, i64 <Record.RECYCLED>
+  store i64 %recycled, ptr %recycled.at
+  %o.next = add i64 %o, 1
+  br label %size_output
+
+unfit:
+  store i64 0, ptr %owner.at
+  br label %reject
+
+point_all:
   br label %point
 
 point:
-  %p = phi i64 [ 0, %take ], [ %p.next, %point_input ]
+  %p = phi i64 [ 0, %point_all ], [ %p.next, %point_input ]
   %all.pointed = icmp eq i64 %p, %n_inputs
   br i1 %all.pointed, label %make_outputs, label %point_input
 
@@ -413,6 +424,9 @@ make_list:
   br i1 %no.list, label %fail_list, label %fill_list
 
 fill_list:
+  %calls = field i64 %context + <Context.CALLS>
+  %calls.more = add i64 %calls, 1
+  store i64 %calls.more, ptr %calls.at
   %result.items = field ptr %result + <object.list_items>
   br label %fill
 

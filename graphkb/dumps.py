@@ -13,8 +13,9 @@ from graphkb.ir.graph import Graph, graph_symbols, toposort
 from graphkb.ir.node import Node
 from graphkb.ir.text import format_graph
 from graphkb.ops.leaf import PLACEHOLDER
-from graphkb.runtime.function import Function, Specialization
+from graphkb.runtime.function import Function
 from graphkb.runtime.options import current
+from graphkb.runtime.specializations import Specialization
 
 CODE_STAGES = {"loops": "loops.txt", "llvm": "llvm.ll", "asm": "asm.s"}
 """The stages after the graph, with the files that GRAPHKB_DUMP writes them to."""

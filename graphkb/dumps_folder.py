@@ -16,7 +16,7 @@ from graphkb.ir.text import format_graph
 
 if TYPE_CHECKING:
     from graphkb.passes.pipeline import Pass
-    from graphkb.runtime.function import Specialization
+    from graphkb.runtime.specializations import Specialization
 
 
 class FolderDump:

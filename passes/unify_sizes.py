@@ -21,11 +21,14 @@ class UnifySizes:
     name: str = "unify_sizes"
 
     def apply(self, graph: Graph) -> Graph:
-        while True:
-            bindings = _updated(graph) or _met(graph)
-            if not bindings:
-                return graph
+        while bindings := meeting_sizes(graph):
             graph = graph.bind(bindings)
+        return graph
+
+
+def meeting_sizes(graph: Graph) -> dict[Symbol, Dim]:
+    """What unknown sizes become because of what they meet; nothing where all is settled."""
+    return _updated(graph) or _met(graph)
 
 
 def _met(graph: Graph) -> dict[Symbol, Dim]:

@@ -266,7 +266,7 @@ def test_cache() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_cache_is_bounded(mode: str) -> None:
-    f = batch_function(mode, cache_size=3)
+    f = batch_function(mode, cache_size=3, dynamic_after=0)
     for n in range(10):
         assert f([ones(n, 4), ones(n, 4)])[0].shape == (n, 4)
     assert [shapes[0][0] for shapes in f.cache_info().shapes] == [7, 8, 9]

@@ -19,16 +19,16 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_defaults() -> None:
-    assert current() == Options("auto", False, None, "host", "silent", 64, False, "auto", 0)
+    assert current() == Options("auto", False, None, "host", "silent", 3, 64, False, "auto", 0)
 
 
 def test_environment_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"mode": "interpret", "debug": "1", "dump": "there", "target": "x86-64-v3", "cache_size": "3"}
-    settings |= {"kernel_cache": "there", "threads": "2"}
+    settings |= {"kernel_cache": "there", "threads": "2", "dynamic_after": "5"}
     for name, text in settings.items():
         monkeypatch.setenv(VARIABLES[name], text)
     monkeypatch.setenv(VARIABLES["on_recompile"], "")
-    assert current() == Options("interpret", True, "there", "x86-64-v3", "silent", 3, False, "there", 2)
+    assert current() == Options("interpret", True, "there", "x86-64-v3", "silent", 5, 3, False, "there", 2)
 
 
 def test_blocks_over_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,8 +79,8 @@ def test_other_threads_do_not_see_it() -> None:
 ERRORS: list[tuple[dict[str, Any], str]] = [
     (
         {"modus": "auto"},
-        "options: there is no option 'modus'; expected one of mode, debug, dump, target, on_recompile, cache_size, "
-        "fastmath, kernel_cache, threads, recycle",
+        "options: there is no option 'modus'; expected one of mode, debug, dump, target, on_recompile, dynamic_after, "
+        "cache_size, fastmath, kernel_cache, threads, recycle",
     ),
     ({"mode": "fast"}, "options: mode is 'fast': expected 'auto', 'native' or 'interpret'"),
     ({"mode": None}, "options: mode is None: expected 'auto', 'native' or 'interpret'"),
@@ -89,6 +89,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"dump": ""}, "options: dump is '': expected the path of a folder, or None"),
     ({"dump": 3}, "options: dump is 3: expected the path of a folder, or None"),
     ({"on_recompile": True}, "options: on_recompile is True: expected 'silent', 'warn' or 'error'"),
+    ({"dynamic_after": -1}, "options: dynamic_after is -1: expected an integer of at least 0"),
     ({"cache_size": 0}, "options: cache_size is 0: expected an integer of at least 1"),
     ({"cache_size": True}, "options: cache_size is True: expected an integer of at least 1"),
     ({"kernel_cache": ""}, 'options: kernel_cache is \'\': expected "auto", "off" or the path of a folder'),

@@ -96,11 +96,22 @@ def test_functions_compute_the_same(program: RandomProgram) -> None:
 @budget(80)
 @given(programs())
 def test_functions_take_other_sizes(program: RandomProgram) -> None:
-    """They compute what the interpreter does, or refuse the sizes as it does and leave the variables as they were."""
-    note(program.code())
-    function = Function(program.graph, options={"mode": "native"})
     n, m = program.sizes.values()
-    for sizes in ((n, m), (m, n), (4, 4), (n, m)):
+    check_sizes(program, [(n, m), (m, n), (4, 4), (n, m)], dynamic_after=0)
+
+
+@budget(40)
+@given(programs())
+def test_functions_serve_any_sizes(program: RandomProgram) -> None:
+    n, m = program.sizes.values()
+    check_sizes(program, [(n, m), (m, n), (17, 33), (1, 5), (n, m)], dynamic_after=1)
+
+
+def check_sizes(program: RandomProgram, all_sizes: list[tuple[int, int]], dynamic_after: int) -> None:
+    """Functions compute what the interpreter does, or refuse sizes as it does and leave the variables as they were."""
+    note(program.code())
+    function = Function(program.graph, options={"mode": "native", "dynamic_after": dynamic_after})
+    for sizes in all_sizes:
         other = program.resized(sizes)
         note(f"sizes {sizes}")
         try:

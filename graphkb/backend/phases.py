@@ -13,7 +13,8 @@ from graphkb.ir.graph import Graph, replace_nodes
 from graphkb.ir.node import Node
 from graphkb.ir.serialize import flatten_graph, unflatten_graph
 from graphkb.ops import leaf
-from graphkb.runtime.function import CacheInfo, Function, Specialization
+from graphkb.runtime.function import Function
+from graphkb.runtime.specializations import CacheInfo, Specialization
 
 _NUMBERS = (float, int, bool)
 
@@ -72,6 +73,7 @@ class PhaseFunction(Function):
             sum(info.misses for info in infos),
             tuple([shapes for info in infos for shapes in info.shapes]),
             sum(info.native for info in infos),
+            sum(info.dynamic for info in infos),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -53,6 +53,17 @@ class RecompileWarning(UserWarning):
     """A function that was specialized already was specialized again, for other input shapes."""
 
 
+class OpenSizeError(ValueError):
+    """Why code for any value of some sizes can not be made.
+
+    Attributes: `lasting`, whether that is so whatever values the sizes have now.
+    """
+
+    def __init__(self, reason: str, lasting: bool = True) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
+
+
 def shown(value: object) -> str:
     """A value as the texts of errors show it, shortened, and the same in every run."""
     kind = type(value)

@@ -74,8 +74,8 @@ class Parameters:
             pending = waiting
         return bindings
 
-    def describe(self, shapes: Shapes) -> str:
-        """The inputs with their shapes: `x: (3, 4), y: (4,)`."""
+    def describe(self, shapes: Sequence[Sequence[int | None]]) -> str:
+        """The inputs with their shapes: `x: (3, 4), y: (None,)`."""
         return ", ".join(f"{name}: {shape}" for name, shape in zip(self.names, shapes)) or "no inputs"
 
 

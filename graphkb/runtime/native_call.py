@@ -7,16 +7,16 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from graphkb.codegen import entry as ir
 from graphkb.codegen import lock as lock_ir
-from graphkb.codegen.entry import Context, Record, Table
+from graphkb.codegen.entry_words import ANY_SIZE, CONTEXT_WORDS, RECORD_WORDS, TABLE_WORDS, WORD, Context, Record, Table
 from graphkb.codegen.lock import Lock
 from graphkb.runtime import numpy_api, recycling
+from graphkb.runtime.call_spec import DESCRS, LOCKS, CallSpec, Signature
 from graphkb.runtime.numpy_api import NumPy
 from graphkb.runtime.object_layout import LayoutError, calibrate
 from graphkb.runtime.options import current
@@ -25,64 +25,14 @@ from graphkb.runtime.state_lock import state_lock
 __all__ = ["CallSpec", "DeclinedError", "NativeEntry", "available", "run_context", "state_lock"]
 
 Array = np.ndarray[Any, Any]
-Signature = tuple[tuple[str, tuple[int, ...]], ...]
-
 WORKSPACE_ALIGNMENT = 64
 MOST_INPUTS = 4096
 """Above this many inputs the references held during a call would take too much of a thread's stack."""
 
-_DTYPES = (
-    "float16",
-    "float32",
-    "float64",
-    "bool",
-    *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)),
-)
-_LOCKS = {"none": Lock.NONE, "shared": Lock.SHARED, "exclusive": Lock.EXCLUSIVE}
-_DESCRS = {name: np.dtype(name) for name in _DTYPES}
 _RUN_RELEASED = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)
 _RUN_HELD = ctypes.PYFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)
+_SIZES = ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 _METH_KEYWORDS, _METH_FASTCALL = 0x02, 0x80
-
-
-@dataclass(frozen=True)
-class CallSpec:
-    """One specialization of a function: machine code and the exact arrays that it takes and gives.
-
-    Attributes:
-        inputs: dtype name and shape of each input array.
-        outputs: dtype name and shape of each output array.
-        run: address of `int32_t run(void **args, void *workspace)`; `args` holds the data addresses of the inputs,
-            then `bound`, then those of the outputs. It must not touch Python objects. What it returns is 0, or
-            anything else where it declines: then it has written to nothing but the outputs and the workspace.
-        bound: addresses of the values of variables and constants.
-        workspace_bytes: size of the scratch memory, aligned to 64 bytes, that `run` gets for itself.
-        lock: what `run` needs of `state_lock`: "shared" when it reads variables, "exclusive" when it writes them.
-        release_gil: whether other Python threads go on while it runs; worth it above some microseconds.
-        recycle: whether large outputs take memory from the pool.
-        keepalive: whatever owns the machine code and the bound memory.
-    """
-
-    inputs: Signature
-    outputs: Signature
-    run: int
-    bound: tuple[int, ...] = ()
-    workspace_bytes: int = 0
-    lock: Literal["none", "shared", "exclusive"] = "none"
-    release_gil: bool = False
-    recycle: bool = True
-    keepalive: object = field(default=None, compare=False)
-
-    def __post_init__(self) -> None:
-        for dtype, shape in (*self.inputs, *self.outputs):
-            if dtype not in _DTYPES:
-                raise ValueError(f"CallSpec: dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
-            if any(dim < 0 for dim in shape):
-                raise ValueError(f"CallSpec: shape {shape} has a negative dimension")
-        if self.lock not in _LOCKS:
-            raise ValueError(f"CallSpec: lock {self.lock!r} is not one of {', '.join(_LOCKS)}")
-        if not self.run or self.workspace_bytes < 0:
-            raise ValueError("CallSpec: expected a function's address and a workspace of 0 bytes or more")
 
 
 class DeclinedError(Exception):
@@ -135,6 +85,10 @@ class NativeEntry:
             self._owner.link(_Specialization(spec))
         return True
 
+    def calls(self, spec: CallSpec) -> int:
+        """How many calls this very `spec` has taken."""
+        return self._owner.calls(spec)
+
     def discard(self, spec: CallSpec) -> None:
         """Forget this very `spec`; a call under way ends normally."""
         self._owner.keep(lambda other: other is not spec)
@@ -158,17 +112,18 @@ def run_context(spec: CallSpec, arrays_in: Sequence[Array], arrays_out: Sequence
         DeclinedError: the code can not compute these values.
         ValueError: an array's count, dtype, shape or memory is not as `spec` says.
     """
-    if arrays_out is None:
-        arrays_out = [_new_output(shape, _DESCRS[dtype], spec.recycle) for dtype, shape in spec.outputs]
     _check("input", spec.inputs, arrays_in)
-    _check("output", spec.outputs, arrays_out)
+    outputs, needed, words = _measure(spec, arrays_in) if spec.sizes else (spec.outputs, spec.workspace_bytes, ())
+    if arrays_out is None:
+        arrays_out = [_new_output(shape, DESCRS[dtype], spec.recycle) for dtype, shape in outputs]
+    _check("output", outputs, arrays_out)
     if not all(array.flags.writeable for array in arrays_out):
         raise ValueError("run_context: expected outputs that can be written to")
-    addresses = (*map(_address, arrays_in), *spec.bound, *map(_address, arrays_out))
+    addresses = (*map(_address, arrays_in), *spec.bound, *map(_address, arrays_out), *words)
     args = (ctypes.c_void_p * max(len(addresses), 1))(*addresses)
-    memory = np.empty(spec.workspace_bytes + WORKSPACE_ALIGNMENT, np.uint8)
+    memory = np.empty(needed + WORKSPACE_ALIGNMENT, np.uint8)
     run = (_RUN_RELEASED if spec.release_gil else _RUN_HELD)(spec.run)
-    lock = _LOCKS[spec.lock]
+    lock = LOCKS[spec.lock]
     if lock == Lock.NONE:
         status = run(ctypes.addressof(args), _aligned(memory))
     else:
@@ -188,11 +143,34 @@ def _nbytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
+def needed_workspace(spec: CallSpec, arrays: Sequence[Array]) -> int:
+    """The bytes of workspace that a call with these inputs takes; -1 where `spec` does not serve their sizes."""
+    return _find_sizes(spec, arrays)[0] if spec.sizes else spec.workspace_bytes
+
+
+def _measure(spec: CallSpec, arrays: Sequence[Array]) -> tuple[Signature, int, Sequence[int]]:
+    """The outputs' dtypes and shapes for these inputs, the workspace, and the words that `run` takes."""
+    needed, dims, words = _find_sizes(spec, arrays)
+    if needed < 0:
+        raise ValueError(f"run_context: the code does not serve the shapes {[array.shape for array in arrays]}")
+    rest = iter(dims)
+    return tuple([(dtype, tuple([next(rest) for _ in shape])) for dtype, shape in spec.outputs]), needed, words
+
+
+def _find_sizes(spec: CallSpec, arrays: Sequence[Array]) -> tuple[int, Sequence[int], Sequence[int]]:
+    shapes = [(ctypes.c_int64 * max(array.ndim, 1))(*array.shape) for array in arrays]
+    pointers = (ctypes.c_void_p * max(len(shapes), 1))(*map(ctypes.addressof, shapes))
+    words = (ctypes.c_int64 * spec.symbols)()
+    dims = (ctypes.c_int64 * max(sum(len(shape) + 1 for _, shape in spec.outputs), 1))()
+    return _SIZES(spec.sizes)(pointers, words, dims), list(dims), list(words)
+
+
 def _check(role: str, wanted: Signature, arrays: Sequence[Array]) -> None:
     if len(arrays) != len(wanted):
         raise ValueError(f"run_context: expected {len(wanted)} {role}s, got {len(arrays)}")
     for index, (array, (dtype, shape)) in enumerate(zip(arrays, wanted)):
-        if array.dtype != _DESCRS[dtype] or array.shape != shape:
+        fits = len(shape) == array.ndim and all(n in (size, ANY_SIZE) for n, size in zip(shape, array.shape))
+        if array.dtype != DESCRS[dtype] or not fits:
             raise ValueError(
                 f"run_context: {role} {index} is {array.dtype}{list(array.shape)}, expected {dtype}{list(shape)}"
             )
@@ -215,8 +193,8 @@ def _type_numbers() -> dict[str, tuple[int, int]]:
         one = np.dtype(code)
         same[one.kind, one.itemsize].append(one.num)
     numbers: dict[str, tuple[int, int]] = {}
-    for name in _DTYPES:
-        one = _DESCRS[name]
+    for name in DESCRS:
+        one = DESCRS[name]
         others = [number for number in same[one.kind, one.itemsize] if number != one.num]
         numbers[name] = (one.num, others[0] if others else one.num)
     return numbers
@@ -233,35 +211,46 @@ class _Specialization:
     def __init__(self, spec: CallSpec) -> None:
         arrays = (*spec.inputs, *spec.outputs)
         n_inputs, n_outputs, n_bound = len(spec.inputs), len(spec.outputs), len(spec.bound)
-        records = ir.CONTEXT_WORDS
-        dims = records + ir.RECORD_WORDS * len(arrays)
-        args = dims + sum(len(shape) for _, shape in arrays)
+        records = CONTEXT_WORDS
+        dims = records + RECORD_WORDS * len(arrays)
+        output_dims = dims + sum(len(shape) for _, shape in spec.inputs)
+        output_bytes = output_dims + sum(len(shape) for _, shape in spec.outputs)
+        args = output_bytes + n_outputs
+        sizes = args + n_inputs + n_bound + n_outputs
+        shapes = sizes + spec.symbols
         self.spec = spec
-        self.words = np.zeros(args + n_inputs + n_bound + n_outputs, np.int64)
+        self.words = np.zeros(shapes + n_inputs, np.int64)
         self.address = start = _address(self.words)
-        self._descrs = [_DESCRS[dtype] for dtype, _ in arrays]
+        self._descrs = [DESCRS[dtype] for dtype, _ in arrays]
         self._workspace = np.empty(spec.workspace_bytes + WORKSPACE_ALIGNMENT, np.uint8)
         self.words[args + n_inputs : args + n_inputs + n_bound] = spec.bound
         for index, (descr, (dtype, shape)) in enumerate(zip(self._descrs, arrays)):
-            record = self.words[records + ir.RECORD_WORDS * index :]
+            record = self.words[records + RECORD_WORDS * index :]
             record[Record.DESCR] = id(descr)
             record[Record.TYPE_NUM], record[Record.TYPE_NUM_ALIAS] = _TYPE_NUMBERS[dtype]
             record[Record.NDIM] = len(shape)
-            record[Record.DIMS] = start + ir.WORD * dims
-            nbytes = _nbytes(descr, shape) if spec.recycle and index >= n_inputs else 0
+            record[Record.DIMS] = start + WORD * dims
+            nbytes = _nbytes(descr, shape) if spec.recycle and index >= n_inputs and not spec.sizes else 0
             record[Record.RECYCLED] = nbytes if recycling.fits(nbytes) else 0
             self.words[dims : dims + len(shape)] = shape
             dims += len(shape)
         self.words[Context.N_INPUTS] = n_inputs
         self.words[Context.N_OUTPUTS] = n_outputs
-        self.words[Context.INPUTS] = start + ir.WORD * records
-        self.words[Context.OUTPUTS] = start + ir.WORD * (records + ir.RECORD_WORDS * n_inputs)
-        self.words[Context.ARGS] = start + ir.WORD * args
-        self.words[Context.OUTPUT_ARGS] = start + ir.WORD * (args + n_inputs + n_bound)
+        self.words[Context.INPUTS] = start + WORD * records
+        self.words[Context.OUTPUTS] = start + WORD * (records + RECORD_WORDS * n_inputs)
+        self.words[Context.ARGS] = start + WORD * args
+        self.words[Context.OUTPUT_ARGS] = start + WORD * (args + n_inputs + n_bound)
         self.words[Context.RUN] = spec.run
         self.words[Context.WORKSPACE] = _aligned(self._workspace)
-        self.words[Context.LOCK] = _LOCKS[spec.lock]
+        self.words[Context.LOCK] = LOCKS[spec.lock]
         self.words[Context.RELEASE_GIL] = spec.release_gil
+        self.words[Context.SIZES] = spec.sizes
+        self.words[Context.SIZE_ARGS] = start + WORD * sizes
+        self.words[Context.OUTPUT_DIMS] = start + WORD * output_dims
+        self.words[Context.OUTPUT_BYTES] = start + WORD * output_bytes
+        self.words[Context.SHAPES] = start + WORD * shapes
+        self.words[Context.WORKSPACE_BYTES] = spec.workspace_bytes
+        self.words[Context.RECYCLE_FROM] = recycling.FROM if spec.recycle else -1
 
 
 class _Owner:
@@ -275,12 +264,18 @@ class _Owner:
         self._retired: list[_Specialization] = []
 
     def link(self, context: _Specialization) -> None:
-        """Put `context` before all others; its words are complete when the entry can first see it."""
+        """Put `context` before all others, or behind those of known sizes where its own are open.
+
+        Its words are complete when the entry can first see it.
+        """
         with _mutex:
             self._sweep()
-            self._contexts.append(context)
-            context.words[Context.NEXT] = self.words[1]
-            self.words[1] = context.address
+            known = [one for one in self._contexts if not one.spec.sizes]
+            place = len(self._contexts) - len(known) if context.spec.sizes else len(self._contexts)
+            before = self._contexts[place].words[Context.NEXT :] if place < len(self._contexts) else self.words[1:]
+            self._contexts.insert(place, context)
+            context.words[Context.NEXT] = before[0]
+            before[0] = context.address
 
     def keep(self, wanted: Callable[[CallSpec], bool]) -> None:
         """Unlink the other contexts; those that run stay in memory until they have ended."""
@@ -294,6 +289,10 @@ class _Owner:
                 following = context.address
             self.words[1] = following
             self._sweep()
+
+    def calls(self, spec: CallSpec) -> int:
+        """How many calls the contexts of a specialization have taken."""
+        return sum(int(one.words[Context.CALLS]) for one in self._contexts if one.spec is spec)
 
     def _sweep(self) -> None:
         """Free retired contexts that do not run: nothing leads to them, so none of them can start again."""
@@ -357,10 +356,10 @@ class _Native:
         text = ir.emit_entry(calibrate())
         options = current()
         self._engine = compile_kernels(text, find_target(options), options)
-        self._memory = np.zeros(ir.TABLE_WORDS + WORKSPACE_ALIGNMENT // ir.WORD, np.int64)
+        self._memory = np.zeros(TABLE_WORDS + WORKSPACE_ALIGNMENT // WORD, np.int64)
         self._table = _aligned(self._memory)
-        start = (self._table - _address(self._memory)) // ir.WORD
-        self.table = self._memory[start : start + ir.TABLE_WORDS]
+        start = (self._table - _address(self._memory)) // WORD
+        self.table = self._memory[start : start + TABLE_WORDS]
         self.pool = recycling.OutputPool(self._engine.address)
         for word, value in _table_values().items():
             self.table[word] = value
@@ -373,7 +372,7 @@ class _Native:
         prototype = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
         self._new = prototype(_python_symbol("PyCFunction_NewEx"))
         self._self_test()
-        state_lock.move(_NativeWord(self._table + ir.WORD * Table.LOCK, self._engine.address))
+        state_lock.move(_NativeWord(self._table + WORD * Table.LOCK, self._engine.address))
 
     def new_callable(self, slow: Callable[..., object], owner: _Owner) -> Callable[..., Any]:
         """A built-in function; its `self` is a tuple, which garbage collection visits but never empties."""
@@ -439,7 +438,7 @@ def _obstacle() -> str:
         return f"native calls need CPython, this is {sys.implementation.name}"
     if "t" in getattr(sys, "abiflags", ""):
         return "native calls need the global interpreter lock, which this Python is built without"
-    if os.name != "posix" or ctypes.sizeof(ctypes.c_void_p) != ir.WORD:
+    if os.name != "posix" or ctypes.sizeof(ctypes.c_void_p) != WORD:
         return "native calls need a 64-bit POSIX system"
     return ""
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from graphkb.codegen.entry import WORD, Layout
+from graphkb.codegen.entry import Layout
+from graphkb.codegen.entry_words import WORD
 from graphkb.runtime.numpy_api import current_handler
 
 

@@ -29,6 +29,8 @@ class Options:
         target: the instruction set that code is made for, such as "x86-64-v3"; "host" takes all that this machine has.
         on_recompile: what happens when a function that was specialized already meets new input shapes: nothing,
             a RecompileWarning, or a RecompileError.
+        dynamic_after: the number of values of an unknown size from which on the code is made for any value of it; 0 for
+            never. Until then, and where that can not be done, each value gets code of its own.
         cache_size: how many specializations a function keeps; beyond that the one longest unused is dropped.
         fastmath: let passes use algebra that holds for real numbers but not for every float.
         kernel_cache: the folder that keeps machine code for later processes. "auto" is graphkb/kernels in
@@ -43,6 +45,7 @@ class Options:
     dump: str | None = None
     target: str = "host"
     on_recompile: str = "silent"
+    dynamic_after: int = 3
     cache_size: int = 64
     fastmath: bool = False
     kernel_cache: str = "auto"
@@ -56,6 +59,7 @@ VARIABLES = {
     "dump": "GRAPHKB_DUMP",
     "target": "GRAPHKB_TARGET",
     "on_recompile": "GRAPHKB_ON_RECOMPILE",
+    "dynamic_after": "GRAPHKB_DYNAMIC_AFTER",
     "cache_size": "GRAPHKB_CACHE_SIZE",
     "fastmath": "GRAPHKB_FASTMATH",
     "kernel_cache": "GRAPHKB_CACHE",
@@ -110,19 +114,22 @@ def _target(value: object) -> str:
     return _choice(("host", *TARGETS))(value)
 
 
-def _count(value: object) -> int:
-    try:
-        count = int(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else 0
-    except ValueError:
-        count = 0
-    if count < 1:
-        raise ValueError("expected an integer of at least 1")
-    return count
+def _count(least: int) -> Callable[[object], int]:
+    def check(value: object) -> int:
+        try:
+            count = int(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else least - 1
+        except ValueError:
+            count = least - 1
+        if count < least:
+            raise ValueError(f"expected an integer of at least {least}")
+        return count
+
+    return check
 
 
 def _threads(value: object) -> int:
     with suppress(ValueError):
-        return 0 if value in ("auto", "0") or (value == 0 and value is not False) else _count(value)
+        return 0 if value in ("auto", "0") or (value == 0 and value is not False) else _count(1)(value)
     raise ValueError('expected an integer of at least 1, or "auto"')
 
 
@@ -132,7 +139,8 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "dump": _folder,
     "target": _target,
     "on_recompile": _choice(ON_RECOMPILE),
-    "cache_size": _count,
+    "dynamic_after": _count(0),
+    "cache_size": _count(1),
     "fastmath": _flag,
     "kernel_cache": _kernel_cache,
     "threads": _threads,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphkb.codegen.entry_words import ANY_SIZE
 from graphkb.codegen.lock import Lock
+from graphkb.ir.dims import Symbol, substitute
 from graphkb.ir.graph import Graph, bodies
 from graphkb.ir.leaves import Array, aligned_empty
 from graphkb.ir.node import Node, make
@@ -23,10 +26,11 @@ from graphkb.runtime.report import Report, ReportStep, estimate, interpreted_ste
 from graphkb.runtime.state_lock import state_lock
 
 if TYPE_CHECKING:
+    from graphkb.codegen.builder import Builder
     from graphkb.codegen.engine import Engine
     from graphkb.codegen.program import Kernels, Program
     from graphkb.codegen.target import Target
-    from graphkb.runtime.native_call import CallSpec
+    from graphkb.runtime.call_spec import CallSpec
 
 # Estimated scalar operations and bytes above which a call lets other Python threads run: some microseconds.
 _LONG = 100_000
@@ -66,6 +70,10 @@ class Plan:
         """What the native entry needs, where every step is native."""
         return None
 
+    def widened(self, inputs: Sequence[Array]) -> CallSpec | None:
+        """What the native entry needs from now on, where these inputs take more workspace than any before."""
+        return None
+
     def step(self) -> Step:
         """The plan of a body as a function for loops and branches: what it returns may share memory with its inputs."""
         if self._interpreted is None:
@@ -85,38 +93,56 @@ class Plan:
 
 
 class NativePlan(Plan):
-    """A graph all of whose steps are kernels: one machine-code function runs it from end to end."""
+    """A graph all of whose steps are kernels: one machine-code function runs it from end to end.
+
+    Attributes: `sizes`, the values of unknown sizes for estimates.
+    """
+
+    sizes: Mapping[Symbol, int] = MappingProxyType({})
 
     def __init__(self, graph: Graph, fused: Graph, target: Target, options: Options) -> None:
         from graphkb.codegen.builder import Builder
         from graphkb.codegen.program import make_program
         from graphkb.codegen.threads import shared_pool
         from graphkb.runtime.kernel_cache import compile_kernels
-        from graphkb.runtime.native_call import CallSpec
 
         super().__init__(graph)
         self.fused = fused
         self.program: Program = make_program(fused, target)
         b = Builder(target, parallel_for=shared_pool(target))
-        self.program.emit(b, "run")
+        self._emit(b)
         self.llvm = b.module()
         self._engine: Engine = compile_kernels(self.llvm, target, options)
         # Variables are used where they lie; constants are kept in aligned copies.
         self._bound = [_memory(node) for node in self.program.bound]
-        assert isinstance(self.program.memory.total, int)
-        work = sum(sum(estimate(node)) for node in fused.nodes if node.op.kind == "fused" or is_control(node))
+        self._spec = self._call_spec(options)
+
+    def _emit(self, b: Builder) -> None:
+        self.program.emit(b, "run")
+
+    def _call_spec(self, options: Options, **more: Any) -> CallSpec:
+        from graphkb.runtime.call_spec import CallSpec
+
+        steps = [node for node in self.fused.nodes if node.op.kind == "fused" or is_control(node)]
+        work = sum(sum(estimate(node, self.sizes)) for node in steps)
         reads = any(node.op.name == "variable" for node in self.program.bound)
-        self._spec = CallSpec(
-            inputs=_signature(graph.inputs),
-            outputs=_signature(graph.outputs),
+        return CallSpec(
+            inputs=_signature(self.graph.inputs),
+            outputs=_signature(self.graph.outputs),
             run=self._engine.address("run"),
             bound=tuple([_address(array) for array in self._bound]),
-            workspace_bytes=self.program.memory.total,
-            lock="exclusive" if graph.updates else "shared" if reads else "none",
+            workspace_bytes=self._planned_bytes(),
+            lock="exclusive" if self.graph.updates else "shared" if reads else "none",
             release_gil=work > _LONG,
             recycle=options.recycle,
             keepalive=(self._engine, self._bound),
+            **more,
         )
+
+    def _planned_bytes(self) -> int:
+        total = substitute(self.program.memory.total, self.sizes)
+        assert isinstance(total, int)
+        return total
 
     @property
     def loops(self) -> str:  # type: ignore[override]
@@ -146,11 +172,8 @@ class NativePlan(Plan):
         return entry.callable
 
     def report(self) -> Report:
-        total = self.program.memory.total
-        assert isinstance(total, int)
-        return Report(
-            self.graph.name, self._input_types(), tuple(native_steps(self.fused, self.program.kernels)), total
-        )
+        steps = tuple(native_steps(self.fused, self.program.kernels, self.sizes))
+        return Report(self.graph.name, self._input_types(), steps, self._planned_bytes(), note=self._note)
 
 
 class MixedPlan(Plan):
@@ -321,12 +344,19 @@ class MixedPlan(Plan):
         return f"there is no kernel for {node.op.name}"
 
 
+def obstacle(options: Options) -> str:
+    """Why nothing is compiled; empty where things are."""
+    if options.mode == "interpret":
+        return 'mode="interpret": nothing is compiled'
+    if importlib.util.find_spec("llvmlite") is None:
+        return "llvmlite is not installed: nothing is compiled"
+    return ""
+
+
 def make_plan(graph: Graph, options: Options) -> Plan:
     """The plan of an optimized graph whose sizes are all known."""
-    if options.mode == "interpret":
-        return Plan(graph, 'mode="interpret": nothing is compiled')
-    if importlib.util.find_spec("llvmlite") is None:
-        return Plan(graph, "llvmlite is not installed: nothing is compiled")
+    if reason := obstacle(options):
+        return Plan(graph, reason)
     from graphkb.codegen.program import interpreted_nodes
     from graphkb.passes.fuse import Fuse
     from graphkb.runtime.kernel_cache import find_target
@@ -348,24 +378,24 @@ def _control_plan(node: Node, target: Target, options: Options) -> NativePlan:
     return NativePlan(graph, graph, target, options)
 
 
-def native_steps(fused: Graph, kernels: Kernels) -> Iterator[ReportStep]:
+def native_steps(fused: Graph, kernels: Kernels, sizes: Mapping[Symbol, int] | None = None) -> Iterator[ReportStep]:
     """The kernels, loops and branches of a native graph in order; behind each loop or branch what it consists of."""
     for node in fused.nodes:
         if node.op.kind == "fused":
-            yield _native_step(node, kernels.of(node).name)
+            yield _native_step(node, kernels.of(node).name, sizes)
         elif is_control(node):
-            yield _native_step(node, node.op.name)
+            yield _native_step(node, node.op.name, sizes)
             for name, body in bodies(node):  # as deep as bodies nest
-                yield from (replace(step, name=f"{name}/{step.name}") for step in native_steps(body, kernels))
+                yield from (replace(step, name=f"{name}/{step.name}") for step in native_steps(body, kernels, sizes))
 
 
-def _native_step(node: Node, name: str) -> ReportStep:
-    flops, nbytes = estimate(node)
+def _native_step(node: Node, name: str, sizes: Mapping[Symbol, int] | None = None) -> ReportStep:
+    flops, nbytes = estimate(node, sizes)
     return ReportStep(name, True, "", result_type(node), origin_lines([node]), flops, nbytes)
 
 
 def _signature(nodes: Sequence[Node]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple([(node.dtype, node.shape) for node in nodes])
+    return tuple([(node.dtype, tuple([d if isinstance(d, int) else ANY_SIZE for d in node.shape])) for node in nodes])
 
 
 def _memory(leaf: Node) -> Array:

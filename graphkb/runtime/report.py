@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
+from graphkb.ir.dims import Dim, Symbol, substitute
 from graphkb.ir.graph import bodies
 from graphkb.ir.node import Node
 from graphkb.ir.types import TupleType, parts
@@ -118,37 +119,42 @@ def origin_lines(nodes: Iterable[Node]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def estimate(node: Node) -> Cost:
-    """The cost of one node of known sizes; that of a fused one, a loop or a branch without intermediate values.
+def estimate(node: Node, sizes: Mapping[Symbol, int] | None = None) -> Cost:
+    """The cost of one node; that of a fused one, a loop or a branch without intermediate values.
 
     A loop costs what its steps cost together, a branch what the dearer body does.
+
+    Args:
+        sizes: the values of unknown sizes; one that is not told counts 1.
     """
-    return _flops(node), _nbytes(node) + sum(map(_nbytes, dict.fromkeys(node.inputs)))
+    known = sizes or {}
+    return _flops(node, known), _nbytes(node, known) + sum(_nbytes(i, known) for i in dict.fromkeys(node.inputs))
 
 
-def _flops(node: Node) -> int:
-    found = [sum(map(_flops, body.nodes)) for _, body in bodies(node)]  # as deep as bodies nest
+def _flops(node: Node, sizes: Mapping[Symbol, int]) -> int:
+    found = [sum(_flops(inner, sizes) for inner in body.nodes) for _, body in bodies(node)]  # as deep as bodies nest
     if found:
-        return max(found) * _size((node.attrs.get("length", 1),))
+        return max(found) * _count((node.attrs.get("length", 1),), sizes)
     match node.op.kind:
         case "elementwise":
-            return node.op.cost * _size(node.shape)
+            return node.op.cost * _count(node.shape, sizes)
         case "reduce":
-            return node.op.cost * _size(node.inputs[0].shape)
+            return node.op.cost * _count(node.inputs[0].shape, sizes)
         case "dot":
             contracted = [node.inputs[0].shape[axis] for axis in node.attrs.get("contract_x", ())]
-            return 2 * _size(node.shape) * _size(contracted)
+            return 2 * _count(node.shape, sizes) * _count(contracted, sizes)
         case _:
             return 0
 
 
-def _nbytes(node: Node) -> int:
-    return sum(_size(part.shape) * part.itemsize for part in parts(node.type))
+def _nbytes(node: Node, sizes: Mapping[Symbol, int]) -> int:
+    return sum(_count(part.shape, sizes) * part.itemsize for part in parts(node.type))
 
 
-def _size(shape: Sequence[object]) -> int:
-    """Elements; an unknown size counts 1."""
-    return prod(d for d in shape if isinstance(d, int))
+def _count(dims: Iterable[Dim], sizes: Mapping[Symbol, int]) -> int:
+    """Elements of a shape."""
+    known = [substitute(d, sizes) for d in dims]
+    return prod(d for d in known if isinstance(d, int))
 
 
 def _amount(value: int, unit: str) -> str:

@@ -1,0 +1,86 @@
+"""The words that the native call entry reads and writes: what each holds in the table, a context and a record."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+WORD = 8
+
+
+class Table(IntEnum):
+    """Word index in the process-wide table. The lock has a cache line of its own: all others are only read."""
+
+    LIST_TYPE = 0
+    TUPLE_TYPE = 1
+    ARRAY_TYPE = 2
+    INCREF = 3
+    DECREF = 4
+    LIST_NEW = 5
+    ARRAY_NEW = 6
+    VECTORCALL = 7
+    SAVE_THREAD = 8
+    RESTORE_THREAD = 9
+    GENERATION = 10
+    POOL = 11
+    HANDLER = 12
+    LOCK = 16
+
+
+TABLE_WORDS = 24
+
+
+class Context(IntEnum):
+    """Word index in a specialization context. `BUSY` holds the generation of the process that runs it, or 0.
+
+    `CALLS` counts the calls that ended well. The words behind it serve open sizes: `SIZES` is the function that judges
+    them, or 0; it reads the inputs' dims by way of `SHAPES`, and writes `SIZE_ARGS`, `OUTPUT_DIMS`, `OUTPUT_BYTES`.
+    """
+
+    NEXT = 0
+    BUSY = 1
+    N_INPUTS = 2
+    N_OUTPUTS = 3
+    INPUTS = 4
+    OUTPUTS = 5
+    ARGS = 6
+    OUTPUT_ARGS = 7
+    RUN = 8
+    WORKSPACE = 9
+    LOCK = 10
+    RELEASE_GIL = 11
+    CALLS = 12
+    SIZES = 13
+    SIZE_ARGS = 14
+    OUTPUT_DIMS = 15
+    WORKSPACE_BYTES = 16
+    SHAPES = 17
+    OUTPUT_BYTES = 18
+    RECYCLE_FROM = 19
+
+
+CONTEXT_WORDS = 20
+
+
+class Record(IntEnum):
+    """Word index in the description of one input or output; the two type numbers may be equal.
+
+    `RECYCLED` holds the bytes of an output whose memory comes from the pool, 0 for all others.
+    """
+
+    DESCR = 0
+    TYPE_NUM = 1
+    TYPE_NUM_ALIAS = 2
+    NDIM = 3
+    DIMS = 4
+    RECYCLED = 5
+
+
+RECORD_WORDS = 6
+
+ANY_SIZE = -1
+"""A dim of an input that `SIZES` judges."""
+
+C_CONTIGUOUS_AND_ALIGNED = 0x101
+C_ARRAY = 0x501
+OWNS_DATA = 0x4
+NATIVE_ORDER, NO_ORDER = ord("="), ord("|")

@@ -1,0 +1,52 @@
+"""Opening sizes: the graph that serves many values of some unknown sizes, made from one set of values."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from graphkb.ir.dims import Dim, Symbol, free_symbols, substitute
+from graphkb.ir.errors import OpenSizeError
+from graphkb.ir.graph import Graph, graph_symbols
+from graphkb.passes.size_guards import SizeGuards, size_guards
+from graphkb.passes.unify_sizes import meeting_sizes
+
+
+def open_sizes(graph: Graph, sizes: Mapping[Symbol, int], chosen: Collection[Symbol]) -> tuple[Graph, SizeGuards]:
+    """The graph with the chosen sizes open and all others bound, and what must hold of the open ones.
+
+    Sizes that meet become one if they are equal now, and are bound if one of them is 1 and broadcasts.
+
+    Args:
+        graph: as it was built.
+        sizes: a value for every unknown size.
+        chosen: the sizes that are to stay open.
+
+    Raises:
+        OpenSizeError: they can not stay open.
+        ShapeError: the program is not valid for these sizes.
+    """
+    opened = graph.bind({s: n for s, n in sizes.items() if s not in chosen})
+    while met := meeting_sizes(opened):
+        opened = opened.bind(_settled(met, sizes))
+    if not graph_symbols(opened):
+        raise OpenSizeError("it meets a known size")
+    guards = size_guards(opened)
+    if not guards.hold(sizes):
+        raise OpenSizeError("sizes broadcast or are empty here", lasting=False)
+    return opened, guards
+
+
+def _settled(met: Mapping[Symbol, Dim], sizes: Mapping[Symbol, int]) -> dict[Symbol, Dim]:
+    settled: dict[Symbol, Dim] = {}
+    for symbol, dim in met.items():
+        value = substitute(dim, sizes)
+        if value == sizes[symbol]:
+            settled[symbol] = dim
+        elif value == 1:
+            settled |= {s: sizes[s] for s in free_symbols(dim)}
+        else:
+            settled[symbol] = sizes[symbol]
+    return settled
+
+
+__all__ = ["open_sizes"]
