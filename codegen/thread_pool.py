@@ -13,7 +13,8 @@ quarter of what is left at a time. A claim exchanges the whole word, and the job
 claims, however late, does what the words say now, and no thread can do a part of a job that has ended.
 
 Workers watch a counter of jobs for about a tenth of a millisecond, giving way to other threads of the system, then they
-sleep. They are woken when there is enough to do. Workers take no signals.
+sleep: on a busy machine soon, for a thread that was woken runs sooner than one that gave way. They are woken when there
+is enough to do. Workers take no signals.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ WORKERS_SYMBOL = "graphkb_pool_workers"
 MOST_THREADS = 256
 """Threads of one job at most, its caller among them."""
 
-# Looks at a counter between two offers to give way to other threads, and such offers before a worker sleeps.
+# Looks at a counter between two offers to give way to other threads, and before a caller's first offer.
 _LOOKS = 64
-_OFFERS = 128
+_FIRST_LOOKS = 1024
+# Nanoseconds of idleness after which a worker sleeps.
+_WATCH = 100_000
 # Parts, each worth some microseconds, that pay for waking who sleeps.
 _WORTH_WAKING = 8
 # Sizes of pthread_mutex_t and pthread_cond_t are at most these everywhere.
@@ -38,6 +41,7 @@ _MUTEX_BYTES = _CONDITION_BYTES = 64
 # SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV: a thread gets those for what it does itself.
 _FAULTS = {"linux": (4, 5, 7, 8, 11), "darwin": (4, 5, 10, 8, 11)}
 _SIG_SETMASK = {"linux": 2, "darwin": 3}
+_CLOCK_MONOTONIC = {"linux": 1, "darwin": 6}
 
 
 def system_of(target: Target) -> str:
@@ -67,7 +71,9 @@ def emit_pool(target: Target, linkage: str = "", watch_forks: bool = False) -> s
         linkage=f"{linkage} " if linkage else "",
         most=MOST_THREADS,
         looks=_LOOKS - 1,
-        patience=_LOOKS * _OFFERS,
+        first=_FIRST_LOOKS,
+        watching=_WATCH,
+        clock=_CLOCK_MONOTONIC[system],
         worth=_WORTH_WAKING,
         mutex=_MUTEX_BYTES,
         condition=_CONDITION_BYTES,
@@ -76,7 +82,7 @@ def emit_pool(target: Target, linkage: str = "", watch_forks: bool = False) -> s
         pause=pause,
         keep=keep,
         adopt=adopt,
-        watch=watch,
+        watch_forks=watch,
         declared="\n".join([declare_pause, declare_float, declare_watch]),
     )
 
@@ -239,7 +245,9 @@ wait:
 linger:
 {pause}
   %rest = and i64 %looks, {looks}
-  %tired = icmp eq i64 %rest, 0
+  %turn = icmp eq i64 %rest, 0
+  %long = icmp uge i64 %looks, {first}
+  %tired = and i1 %turn, %long
   br i1 %tired, label %offer, label %look
 
 offer:
@@ -320,6 +328,7 @@ start:
 watch:
   %seen = phi i64 [ -1, %start ], [ %seen, %again ], [ %job, %notice ], [ %job, %join ], [ %seen, %rise ]
   %idle = phi i64 [ 1, %start ], [ %idle.next, %again ], [ %idle, %notice ], [ 1, %join ], [ 1, %rise ]
+  %since = phi i64 [ 0, %start ], [ %since.next, %again ], [ %since, %notice ], [ 0, %join ], [ 0, %rise ]
   %job = load atomic i64, ptr @graphkb.pool.jobs acquire, align 8
   %old = icmp eq i64 %job, %seen
   br i1 %old, label %linger, label %notice
@@ -340,11 +349,17 @@ linger:
   br i1 %tired, label %offer, label %again
 
 offer:
+  %before = call i64 @graphkb.pool.clock()
+  %fresh = icmp eq i64 %since, 0
+  %begun = select i1 %fresh, i64 %before, i64 %since
   %offered = call i32 @sched_yield()
-  %bored = icmp uge i64 %idle, {patience}
+  %now = call i64 @graphkb.pool.clock()
+  %spent = sub i64 %now, %begun
+  %bored = icmp ugt i64 %spent, {watching}
   br i1 %bored, label %lie_down, label %again
 
 again:
+  %since.next = phi i64 [ %since, %linger ], [ %begun, %offer ]
   %idle.next = add i64 %idle, 1
   br label %watch
 
@@ -369,6 +384,18 @@ rise:
   store atomic i64 0, ptr %asleep monotonic, align 8
   %unlocked = call i32 @pthread_mutex_unlock(ptr %mutex)
   br label %watch
+}}
+
+define internal i64 @graphkb.pool.clock() nounwind {{
+start:
+  %time = alloca [2 x i64], align 8
+  %status = call i32 @clock_gettime(i32 {clock}, ptr %time)
+  %seconds = load i64, ptr %time
+  %second = getelementptr i64, ptr %time, i64 1
+  %rest = load i64, ptr %second
+  %scaled = mul i64 %seconds, 1000000000
+  %now = add i64 %scaled, %rest
+  ret i64 %now
 }}
 
 ; Wake those of a crew that sleep.
@@ -415,7 +442,7 @@ start:
   br i1 %unwatched, label %watch, label %block
 
 watch:
-{watch}
+{watch_forks}
   store i64 1, ptr @graphkb.pool.watched
   br label %block
 
@@ -493,6 +520,7 @@ declare i64 @llvm.umin.i64(i64, i64)
 declare i64 @llvm.umax.i64(i64, i64)
 declare i64 @llvm.smin.i64(i64, i64)
 declare i32 @sched_yield()
+declare i32 @clock_gettime(i32, ptr)
 declare i32 @sigfillset(ptr)
 declare i32 @sigdelset(ptr, i32)
 declare i32 @pthread_sigmask(i32, ptr, ptr)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from graphkb.ir.dims import Dim, product
 from graphkb.ir.graph import Graph, bodies
@@ -13,6 +12,7 @@ from graphkb.ir.origin import set_override
 from graphkb.ops.control import is_control, item
 from graphkb.ops.fused import fused
 from graphkb.ops.leaf import placeholder
+from graphkb.passes.expand_sparse import ExpandSparse
 from graphkb.passes.guard_indices import GuardIndices
 from graphkb.passes.index_spaces import Space, axes_in, map_space, reduction_space
 from graphkb.passes.merge_kernels import Unit, merge_kernels
@@ -38,7 +38,9 @@ PRODUCTS = {"dot", "conv"}
 # Reductions over sliding windows.
 WINDOWS = {"window_sum", "window_max", "window_argmax"}
 # Ops that only begin a kernel, as several nests that each write a part.
-SCATTERED = {"pad", "pad_value", "concatenate", "scatter_add", "cumsum", "cumprod"}
+SCATTERED = {"pad", "pad_value", "concatenate", "interleave", "scatter_add", "cumsum", "cumprod"}
+# Those among them whose nests each compute one operand, with a reduction or product of its own perhaps.
+JOINED = {"pad", "pad_value", "concatenate", "interleave"}
 # Reads at computed positions, and the mark of positions that are checked before.
 INDIRECT = {"gather", "guard"}
 # Rows up to this length are reduced several times in one kernel; longer ones would leave the cache in between.
@@ -67,7 +69,7 @@ class Fuse:
     light: int = 6
 
     def apply(self, graph: Graph) -> Graph:
-        groups = _Groups(GuardIndices().apply(graph), self.most_nodes, self.cheap, self.light)
+        groups = _Groups(GuardIndices().apply(ExpandSparse().apply(graph)), self.most_nodes, self.cheap, self.light)
         return groups.rebuild(self.apply)
 
 
@@ -128,6 +130,12 @@ def must_stand(node: Node, user: Node) -> bool:
     return (user.op.name == "gather" and node is user.inputs[0]) or (user.op.name == "guard" and node is user.inputs[1])
 
 
+def _keeps_neighbors(view: Node, user: Node) -> bool:
+    """Whether what lies side by side before a transpose is still rows, columns or channels of a convolution."""
+    axis: int = view.attrs["axes"].index(view.ndim - 1)
+    return axis == view.ndim - 1 or (axis == 0 and view is user.inputs[0] and view is not user.inputs[1])
+
+
 @dataclass(eq=False)
 class _Group:
     """A kernel in the making.
@@ -138,6 +146,8 @@ class _Group:
         rows: the columns' axis and number, where the kernel runs row by row with any number of reductions over rows.
         rounds: how many times each member is evaluated.
         axes: along which axes of the root each member runs.
+        parts: the operands of the root that need each member, where the root consists of parts.
+        cores: the reduction or product of each part.
     """
 
     root: Node
@@ -145,6 +155,8 @@ class _Group:
     rows: tuple[int, Dim] | None = None
     rounds: dict[Node, Dim] = field(default_factory=dict)
     axes: dict[Node, Axes] = field(default_factory=dict)
+    parts: dict[Node, frozenset[Node]] = field(default_factory=dict)
+    cores: dict[Node, Node] = field(default_factory=dict)
 
 
 class _Groups:
@@ -161,6 +173,8 @@ class _Groups:
         # The kernel that a stored node begins, and the kernels that each node is computed in.
         self.stored: dict[Node, _Group | None] = {}
         self.member: dict[Node, list[_Group]] = {}
+        # Views of memory that products read through.
+        self.views: set[Node] = set()
         for node in reversed(graph.nodes):
             if node.op.kind != "leaf":
                 self._place(node)
@@ -168,7 +182,10 @@ class _Groups:
     def _place(self, node: Node) -> None:
         groups: list[_Group] = []
         stored = node in self.roots or not is_native(node) or node.op.name in SCATTERED
-        stored = stored or any(map(partial(must_stand, node), self.users[node]))
+        if not stored and self._is_operand_view(node):
+            self.views.add(node)
+        else:
+            stored = stored or any(must_stand(node, user) or user in self.views for user in self.users[node])
         for user in self.users[node]:
             if stored:
                 break
@@ -192,14 +209,33 @@ class _Groups:
         if is_core(node):
             self._begin_core(node, group)
 
+    def _is_operand_view(self, node: Node) -> bool:
+        """Whether products read memory through a view as well as they would read a copy."""
+        users = self.users[node]
+        if node.op.name not in ("slice", "transpose") or is_inline_leaf(node.inputs[0]) or not users:
+            return False
+        if node in self.roots or not all(user.op.name in PRODUCTS or user in self.views for user in users):
+            return False
+        if node.op.name == "slice":
+            return bool(node.attrs["steps"][-1:] == (1,))
+        # Rows and columns of the product must stay neighbors.
+        return all(user.op.name == "conv" and _keeps_neighbors(node, user) for user in users)
+
     def _enter(self, node: Node, group: _Group) -> None:
         group.rounds[node], group.axes[node] = self._rounds(node, group), self._axes(node, group)
+        if group.root.op.name in JOINED:
+            group.parts[node] = self._parts(node, group)
+            if is_core(node):
+                (part,) = group.parts[node]
+                group.cores[part] = node
         if is_core(node) and group.core is None:
             self._begin_core(node, group)
 
     def _begin_core(self, core: Node, group: _Group) -> None:
         """Note the first reduction of a kernel, and the rows that others may share."""
         group.core = core
+        if group.root.op.name in SCATTERED:
+            return
         if core.op.name in (*PRODUCTS, "argmax", "argmin") or not reduces_last_axis(core):
             return
         columns, axes = core.inputs[0].shape[-1], row_axes(group.axes[core])
@@ -237,6 +273,8 @@ class _Groups:
                 rows = group.rows is not None and reduces_last_axis(user)
                 column = group.rows[0] if group.rows is not None else OTHER
                 found.add(reduced_axes(user, group.axes[user], column) if rows else (OTHER,) * node.ndim)
+            elif user.op.name in JOINED:
+                found.add(result_axes(node))
             elif user.op.name in SCATTERED:
                 found.add((OTHER,) * node.ndim)
             else:
@@ -259,9 +297,12 @@ class _Groups:
 
     def _core_joins(self, core: Node, group: _Group) -> bool:
         """Whether a reduction or product joins: as the only one, or as one more over the rows of a kernel."""
+        once = len(self.users[core]) == 1 and self._rounds(core, group) == core.type.size
+        if group.root.op.name in JOINED:
+            parts = self._parts(core, group)
+            return once and len(parts) == 1 and not parts & set(group.cores) and OTHER not in self._axes(core, group)
         if group.root.op.name in SCATTERED:
             return False
-        once = len(self.users[core]) == 1 and self._rounds(core, group) == core.type.size
         # Read through two slices, it would be two reductions.
         if group.core is None and once and OTHER not in self._axes(core, group):
             return True
@@ -276,6 +317,16 @@ class _Groups:
         everywhere = row_axes(result_axes(group.root))
         rows = everywhere if trial.rows[0] == COLUMN else everywhere[:-1]
         return row_axes(trial.axes[core]) == rows
+
+    def _parts(self, node: Node, group: _Group) -> frozenset[Node]:
+        """The operands of the root, which consists of parts, that need a node."""
+        found: set[Node] = set()
+        for user in self.users[node]:
+            if user is group.root:
+                found.add(node)
+            elif user in group.rounds:
+                found |= group.parts[user]
+        return frozenset(found)
 
     def _is_light(self, node: Node) -> bool:
         """Whether computing the node in several kernels costs no more than reading it back would."""

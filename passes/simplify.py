@@ -1,4 +1,4 @@
-"""The pass that applies identities: algebra, logic, views, reductions and dot products."""
+"""The pass that applies identities: algebra, logic, views, reductions, dot products and convolutions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from graphkb.ir.graph import Graph
 from graphkb.passes.fold_constants import FOLD
 from graphkb.passes.rewrite import Rules, rewrite_graph
 from graphkb.passes.rules_algebra import ALGEBRA
+from graphkb.passes.rules_conv import CONVS
 from graphkb.passes.rules_dot import DOTS
 from graphkb.passes.rules_fastmath import FASTMATH
 from graphkb.passes.rules_logic import LOGIC
@@ -16,7 +17,7 @@ from graphkb.passes.rules_reduce import REDUCE
 from graphkb.passes.rules_views import VIEWS
 
 # Folding comes first, so that every other rule may take its constants to be on one side only.
-SIMPLIFY: Rules = (*FOLD, *VIEWS, *ALGEBRA, *LOGIC, *REDUCE, *DOTS)
+SIMPLIFY: Rules = (*FOLD, *VIEWS, *ALGEBRA, *LOGIC, *REDUCE, *DOTS, *CONVS)
 
 
 @dataclass(frozen=True)

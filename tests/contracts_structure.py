@@ -266,6 +266,30 @@ def _join(*arrays: Array, axis: int) -> Array:
     return np.moveaxis(np.asarray(rows, arrays[0].dtype).reshape(len(rows), *np.delete(arrays[0].shape, axis)), 0, axis)
 
 
+def _turns(dtype: str, rng: Rng) -> Iterator[Case]:
+    """Two operands or more, some of them perhaps empty."""
+    for dims, steps in (
+        ((7,), (2,)),
+        ((2,), (2,)),
+        ((1, 3), (2, 1)),
+        ((0, 3), (1, 2)),
+        ((5, 4), (2, 2)),
+        ((2, 5, 17), (1, 3, 1)),
+        ((3, 4, 5, 2), (1, 2, 3, 1)),
+    ):
+        phases = itertools.product(*map(range, steps))
+        parts = [tuple(len(range(r, n, s)) for r, n, s in zip(phase, dims, steps)) for phase in phases]
+        yield Case(tuple(sample(dtype, part, rng) for part in parts), {"steps": steps, "shape": dims})
+
+
+def _take_turns(*parts: Array, steps: Axes, shape: Axes) -> Array:
+    out = np.zeros(shape, parts[0].dtype)
+    for place in np.ndindex(shape):
+        phase = np.ravel_multi_index([i % s for i, s in zip(place, steps)], steps)
+        out[place] = parts[phase][tuple(i // s for i, s in zip(place, steps))]
+    return out
+
+
 VIEWS = (
     Contract(
         "reshape", _reshapes, lambda x, shape: np.asarray(list(x.flat), x.dtype).reshape(shape), DTYPES, 0, smooth=(0,)
@@ -283,6 +307,7 @@ VIEWS = (
     Contract("slice", _slices, _slice, DTYPES, 0, smooth=(0,)),
     Contract("pad", _pads, _pad, DTYPES, 0, smooth=(0,)),
     Contract("concatenate", _joins, _join, DTYPES, 0, smooth=(0, 1, 2)),
+    Contract("interleave", _turns, _take_turns, DTYPES, 0, smooth=tuple(range(6))),
     Contract(
         "unbroadcast", _unlikes, _unbroadcast, NUMBERS, SUM_ULP, lambda g, x: _unbroadcast(np.abs(g), x), smooth=(0,)
     ),

@@ -210,3 +210,25 @@ def test_outputs_that_feed_kernels_are_stored_once() -> None:
     x = x_(4, 5)
     t = x + 1
     assert kernels(t, e.exp(t)) == [["add", "exp"]]
+
+
+def test_each_part_of_padding_and_joins_may_hold_a_product() -> None:
+    x, w = x_(2, 5, 4, 3), x_(2, 2, 3, 6, name="w")
+    y = conv.conv(x, w, (1, 1), (1, 1))
+    padded = shape.pad(e.relu(y), (0, 1, 1, 0), (1, 1, 1, 1), (2, 6, 5, 6))
+    assert kernels(padded) == [["conv", "relu", "pad"]]
+    a, b = x_(4, 5, name="a"), x_(5, 3, name="b")
+    joined = shape.concatenate([e.tanh(dot(a, b)), dot(a * 2, b) + 1], 1)
+    assert kernels(joined) == [["mul"], ["dot", "tanh", "dot", "add", "concatenate"]]
+    # One that two parts need is stored.
+    both = shape.concatenate([e.tanh(dot(a, b)), dot(a, b) + 1], 1)
+    assert kernels(both) == [["dot"], ["tanh", "add", "concatenate"]]
+
+
+def test_products_read_through_slices() -> None:
+    x, w = x_(6, 5), x_(4, 3, name="w")
+    t = e.tanh(x)
+    assert kernels(dot(shape.slice_(t, (1, 0), (3, 4)), w)) == [["tanh"], ["slice", "dot"]]
+    # Every other column would have to be gathered again and again.
+    columns = shape.slice_(x_(6, 8), (0, 0), (6, 4), (1, 2))
+    assert kernels(dot(columns, w)) == [["slice"], ["dot"]]

@@ -10,12 +10,19 @@ from contracts import Array
 from contracts_conv import definition
 from test_gemm import EPSILON, all_targets, build, products, targets
 
+from graphkb.codegen.gemm import Gemm
+from graphkb.codegen.parts import Joined
 from graphkb.codegen.target import Target, host_target
+from graphkb.gradients import gradients
 from graphkb.ir.dims import symbol
+from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node
 from graphkb.ops import elementwise as e
-from graphkb.ops.conv import conv
+from graphkb.ops import shape
+from graphkb.ops.conv import conv, conv_transpose
 from graphkb.ops.leaf import placeholder
+from graphkb.passes.simplify import Simplify
+from graphkb.runtime.interpreter import Program
 
 pytest.importorskip("llvmlite")
 
@@ -145,3 +152,39 @@ def test_unknown_numbers_of_samples_and_places(target: Target) -> None:
         (got,) = compiled([value, weights])
         exact = definition(value.astype(np.float64), weights.astype(np.float64), (1, 1), (1, 1))
         np.testing.assert_allclose(got, np.maximum(exact, 0), atol=1e-5)
+
+
+@targets
+def test_parts_of_a_result(target: Target) -> None:
+    """Convolutions that write into padding, side by side, and in turns: one kernel of matrix kernels."""
+    rng = np.random.default_rng(2)
+    x, kernel = placeholder((2, 7, 6, 18), "float32", "x"), placeholder((2, 2, 18, 20), "float32", "k")
+    y = conv(x, kernel, (1, 1), (1, 1))
+    padded = shape.pad(e.relu(y), (0, 2, 1, 0), (1, 1, 1, 1), (2, 9, 9, 20))
+    spread = shape.pad(y, (0, 1, 0, 3), (1, 3, 2, 1), (2, 19, 11, 24))
+    joined = shape.concatenate([y, conv(x, kernel * 2, (1, 1), (1, 1)), y * 3], 3)
+    turns = conv_transpose(y, kernel, (13, 11), (2, 2), (1, 1), (0, 0))
+    feeds = [rng.uniform(-1, 1, n.shape).astype(np.float32) for n in (x, kernel)]
+    for output in (padded, spread, joined, turns):
+        graph = Simplify().apply(Graph((x, kernel), (output,)))
+        compiled = build([x, kernel], graph.outputs, target)
+        parts = [p for k in compiled.program.kernels.by_signature.values() if isinstance(k, Joined) for p in k.parts]
+        assert any(isinstance(p, Gemm) for p in parts) or output is joined
+        (expected,) = Program(graph).run(feeds)
+        for at_end in (True, False):
+            (got,) = compiled(feeds, at_end)
+            np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_views_of_memory_are_operands_where_neighbors_stay_neighbors() -> None:
+    x, g = placeholder((3, 9, 8, 20), "float32", "x"), placeholder((3, 7, 6, 33), "float32", "g")
+    kernel = placeholder((3, 3, 20, 33), "float32", "k")
+    (dk,) = gradients([conv(x, kernel, (1, 1), (1, 1)) * g], [kernel])
+    assert dk is not None
+    compiled = build([x, g], Simplify().apply(Graph((x, g), (dk,))).outputs, host_target())
+    assert len(compiled.program.calls) == 1
+    rng = np.random.default_rng(3)
+    feeds = [rng.uniform(-1, 1, n.shape).astype(np.float32) for n in (x, g)]
+    (got,) = compiled(feeds)
+    windows = np.lib.stride_tricks.sliding_window_view(feeds[0].astype(np.float64), (7, 6), axis=(1, 2))
+    np.testing.assert_allclose(got, np.einsum("bijcpq,bpqo->ijco", windows, feeds[1]), atol=1e-4)

@@ -1,7 +1,9 @@
-"""Shape ops: views (reshape, transpose, broadcast, slice) and moves (pad, concatenate)."""
+"""Shape ops: views (reshape, transpose, broadcast, slice) and moves (pad, concatenate, interleave)."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from operator import index
 from typing import Any
@@ -261,6 +263,61 @@ CONCATENATE = define(
 def concatenate(nodes: Sequence[Node], axis: int) -> Node:
     """The nodes joined along a non-negative axis."""
     return nodes[0] if len(nodes) == 1 else make(CONCATENATE, tuple(nodes), {"axis": axis})
+
+
+def _counts(shape: Shape, steps: Steps) -> list[Shape]:
+    """For every phase of the steps, in row-major order, how many elements of a shape belong to it."""
+    return [
+        tuple([(n - r + s - 1) // s for n, r, s in zip(shape, phase, steps)])
+        for phase in itertools.product(*map(range, steps))
+    ]
+
+
+def _infer_interleave(*types: TensorType, steps: Steps, shape: Shape) -> TensorType:
+    if len(steps) != len(shape) or len(types) != math.prod(steps):
+        raise ShapeError(f"interleave: {len(types)} operands for steps {steps} into {show_shape(shape)}")
+    for t, counts in zip(types, _counts(shape, steps)):
+        if t.dtype != types[0].dtype:
+            raise DTypeError(f"interleave: the operands must have one dtype, not {types[0].dtype} and {t.dtype}")
+        known = zip(t.shape, counts)
+        if t.ndim != len(shape) or any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in known):
+            raise ShapeError(
+                f"interleave: an operand has the shape {show_shape(t.shape)}, its places in {show_shape(shape)} "
+                f"are {show_shape(counts)}"
+            )
+    return TensorType(types[0].dtype, shape)
+
+
+def _numpy_interleave(*arrays: Array, steps: Steps, shape: tuple[int, ...]) -> Array:
+    out = np.empty(shape, arrays[0].dtype)
+    for part, phase in zip(arrays, itertools.product(*map(range, steps))):
+        out[tuple(slice(r, None, s) for r, s in zip(phase, steps))] = part
+    return out
+
+
+def _interleave_vjp(g: Node, y: Node, *inputs: Node, steps: Steps, shape: Shape) -> tuple[Node, ...]:
+    # A phase without elements may begin behind the end.
+    return tuple([
+        slice_(g, tuple([minimum(r, n) for r, n in zip(phase, shape)]), x.shape, steps)
+        for x, phase in zip(inputs, itertools.product(*map(range, steps)))
+    ])  # fmt: skip
+
+
+INTERLEAVE = define(
+    "interleave",
+    kind="move",
+    params=("steps", "shape"),
+    infer=_infer_interleave,
+    numpy=_numpy_interleave,
+    vjp=_interleave_vjp,
+    doc="Operands that take turns: along each axis element i comes from phase i % step, where it is number i // step; "
+    "the operands stand in row-major order of their phases.",
+)
+
+
+def interleave(nodes: Sequence[Node], steps: Steps, shape: Shape) -> Node:
+    """Nodes that take turns along the axes, one for each phase of the steps, as a node of `shape`."""
+    return nodes[0] if len(nodes) == 1 else make(INTERLEAVE, tuple(nodes), {"steps": steps, "shape": shape})
 
 
 def expand_dims(x: Node, axis: int) -> Node:

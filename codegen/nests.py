@@ -1,0 +1,71 @@
+"""One loop nest: all elements of a node, computed and stored at places of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graphkb.codegen.blocks import reduce_in_blocks
+from graphkb.codegen.extrema import schedule_position
+from graphkb.codegen.gemm import Gemm, match_gemm
+from graphkb.codegen.loops import POSITIONS, Affine, Buffer, Combine, Stmt, Store, Var
+from graphkb.codegen.reading import Reader, along
+from graphkb.codegen.schedule import collapse, schedule_map
+from graphkb.codegen.target import Target
+from graphkb.ir.dims import Dim
+from graphkb.ir.node import Node
+from graphkb.ir.origin import Origin
+
+
+@dataclass(frozen=True)
+class Nest:
+    """The loops that compute `root` and store element i at offset + i . steps."""
+
+    root: Node
+    offset: Affine
+    steps: tuple[Dim, ...]
+
+
+def lower_nest(nest: Nest, named: dict[Node, Buffer], out: Buffer, target: Target) -> list[Stmt]:
+    """A nest as statements."""
+    kept, reduced, store, combine = read_nest(nest, named, out)
+    if combine is None:
+        return schedule_map(kept, [store], target)
+    if combine.accumulator.op in POSITIONS:
+        return schedule_position(kept, reduced, store, combine, target)
+    return reduce_in_blocks(kept, reduced, store, combine, target)
+
+
+def lower_product(
+    nest: Nest, name: str, named: dict[Node, Buffer], out: Buffer, origins: tuple[Origin, ...], target: Target
+) -> Gemm | list[Stmt]:
+    """The matrix kernel of a nest that sums products, or plain loops where none fits."""
+    kept, reduced, store, combine = read_nest(nest, named, out)
+    assert combine is not None
+    matrix = match_gemm(name, (*named.values(), out), origins, kept, reduced, store, combine, target)
+    return matrix or reduce_in_blocks(kept, reduced, store, combine, target)
+
+
+def read_nest(nest: Nest, named: dict[Node, Buffer], out: Buffer) -> tuple[list[Var], list[Var], Store, Combine | None]:
+    """The loops over the result and over what is summed, and what they store and combine, merged where possible."""
+    root = nest.root
+    reader = Reader(named)
+    axes = [Var(f"i{axis}", n) for axis, n in enumerate(root.shape)]
+    index = tuple(map(along, axes))
+    value = reader.read(root, index)
+    place = nest.offset
+    for i, step in zip(index, nest.steps):
+        place = place.plus(i.scaled(step))
+    kept = [v for v in axes if v.extent != 1]
+    statements: list[Stmt] = [Store(out, place, value)]
+    reduced: list[Var] = []
+    if reader.reductions:
+        (reduction,) = reader.reductions
+        reduced = [v for v in reduction.reduced if v.extent != 1]
+        statements.append(Combine(reduction.accumulator, reduction.value, reduction.position))
+    kept, statements = collapse(kept, statements)
+    reduced, statements = collapse(reduced, statements)
+    store, *rest = statements
+    combine = rest[0] if rest else None
+    assert isinstance(store, Store)
+    assert combine is None or isinstance(combine, Combine)
+    return kept, reduced, store, combine
