@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import operator
+import pickle
+import signal
 from typing import Any
 
 import numpy as np
@@ -304,7 +306,41 @@ def test_a_bad_index_in_the_branch_that_is_not_taken_does_no_harm() -> None:
         f([np.array(True), np.arange(3.0), np.array([7, -1])])
 
 
+def test_an_interrupt_leaves_all_variables_of_one_call() -> None:
+    count, total = K.variable(0.0), K.variable(np.zeros(64))
+    x = K.placeholder((None, 64))
+    last = K.foldl(lambda a, b: K.tanh(a + b), x, total)
+    f = K.function([x], [last], updates=[(count, count + 1), (total, last * 0 + count + 1)])
+    rows_ = np.ones((3000, 64), "float32")
+    f([rows_])
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    interrupts = 0
+    try:
+        for delay in (1e-4, 1e-3, 3e-3):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                for _ in range(20):
+                    f([rows_])
+            except KeyboardInterrupt:
+                interrupts += 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert set(K.get_value(total).tolist()) == {float(K.get_value(count))}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupts
+
+
 # ---------------------------------------------------------------------------------------------- plans
+def test_functions_with_loops_can_be_pickled() -> None:
+    x, w = K.placeholder((2, None, 3)), K.variable(RNG.normal(size=(3, 3)))
+    last, outputs, _ = K.rnn(lambda r, s: (K.tanh(K.dot(s[0], w) + r), [s[0] + r]), x, [K.zeros((2, 3))])
+    f = K.function([x], [last, *K.gradients(K.sum(outputs), [w])])
+    values = RNG.normal(size=(2, 4, 3)).astype("float32")
+    for a, b in zip(f([values]), pickle.loads(pickle.dumps(f))([values]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_reports_and_dumps_show_what_is_inside() -> None:
     x = K.placeholder((2, 6, 3))
     w = K.variable(np.eye(3))
