@@ -13,11 +13,13 @@ from graphkb.ir.origin import set_override
 from graphkb.ir.types import TupleType
 from graphkb.ops.control import ITEM, SCAN, is_control, item
 from graphkb.ops.leaf import placeholder
-from graphkb.ops.shape import broadcast_to
+from graphkb.ops.shape import broadcast_to, transpose
 from graphkb.passes.stack_steps import Value, can_stack, stack_step
 
 # What costs this much an element is not computed again by every step if it never changes.
 _COSTLY = 4
+# From so many steps on a matrix is copied in the order in which their products read it.
+_WORTH_TURNING = 2
 # How many times as much as a result may be stacked to compute it behind the loop.
 _MOST_STACKED = 4
 
@@ -28,7 +30,8 @@ class HoistProducts:
 
     - The product of a slice and a constant becomes one product of the whole sequence, before the loop, with the
       element-wise work before and behind it.
-    - What depends on constants alone is computed once.
+    - What depends on constants alone is computed once; so is a copy of a matrix in the order in which the steps'
+      products read it.
     - A stack that no state depends on is one value for all steps: of stacks that exist, or behind the loop.
 
     Args:
@@ -61,7 +64,8 @@ class HoistProducts:
                 new[node] = made
         finally:
             set_override(previous)
-        return graph.with_roots([new[r] for r in graph.roots])
+        roots = [new[r] for r in graph.roots]
+        return graph if all(a is b for a, b in zip(roots, graph.roots)) else graph.with_roots(roots)
 
     def _inside(self, node: Node) -> Node:
         """The node with loops in its bodies treated."""
@@ -77,8 +81,10 @@ class _Loop:
     def __init__(self, node: Node, settings: HoistProducts) -> None:
         self.node = node
         self.settings = settings
-        self.body: Graph = node.attrs["body"]
         self.length: Dim = node.attrs["length"]
+        self.body: Graph = node.attrs["body"]
+        if not isinstance(self.length, int) or self.length >= _WORTH_TURNING:
+            self.body = _turned(self.body, node.attrs["states"] + node.attrs["sequences"])
         self.states: int = node.attrs["states"]
         self.sequences: int = node.attrs["sequences"]
         self.parameters = self.body.inputs
@@ -282,6 +288,28 @@ class _Loop:
         )
         operands = joined(self.node.inputs, lambda n: whole[n].node)
         return make(SCAN, operands, {**self.node.attrs, "body": body, "sequences": self.sequences + len(slices)})
+
+
+def _turned(body: Graph, first: int) -> Graph:
+    """The body with matrices among its constants turned over whose columns products would have to collect.
+
+    Args:
+        first: where the constants begin among the parameters.
+    """
+    constants = set(body.inputs[first:])
+    made: dict[Node, Node] = {}
+    for node in body.nodes:
+        inputs = tuple([made[i] for i in node.inputs])
+        made[node] = remake(node, inputs)
+        if node.op.name != "dot" or node.inputs[1] not in constants or node.attrs["batch_y"]:
+            continue
+        x, y = inputs
+        contract = node.attrs["contract_y"]
+        free = tuple([axis for axis in range(y.ndim) if axis not in contract])
+        if free and y.ndim - 1 in contract:
+            attrs = {**node.attrs, "contract_y": tuple(range(len(contract)))}
+            made[node] = make(node.op, (x, transpose(y, (*contract, *free))), attrs, None, node.origin)
+    return body.with_roots([made[out] for out in body.outputs])
 
 
 def _is_at_most(a: Dim, b: Dim) -> bool:

@@ -250,3 +250,14 @@ def test_gradients_of_slices_are_joined() -> None:
     (gradient,) = K.gradients(K.sum(x[:, 1:4]) + K.sum(x[:, 2:6] * 3), [x])  # they overlap
     expected = np.array([[0, 1, 4, 4, 3, 3]] * 2)
     np.testing.assert_array_equal(K.function([x], [gradient])([values])[0], expected)
+
+
+def test_a_matrix_is_turned_over_once() -> None:
+    def step(s: Node, x: Node, w: Node) -> tuple[list[Node], list[Node]]:
+        return [linalg.dot(s, w, (), (), (1,), (1,)) + x], []
+
+    for length, turned in ((1, []), (2, ["transpose"])):
+        graph, feeds = loop_of(step, [normal(2, 3)], [normal(length, 2, 3)], [normal(3, 3)], length)
+        assert hoisted(graph, feeds) == (turned, ["dot", "add"])
+    better = HoistProducts().apply(graph)
+    assert HoistProducts().apply(better) is better
