@@ -305,3 +305,34 @@ np.savez("values.npz", x=x, y=model.predict(x))
     done = run("-m", "graphkb", "dump", "bad.h5", home=tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("graphkb dump: bad.h5: OSError")
+
+
+RECURRENT = """
+import numpy as np, keras
+from keras import backend as K
+from keras.layers import GRU, LSTM, ConvLSTM2D, Bidirectional, Input, Masking, SimpleRNN
+from keras.models import Model
+
+rng = np.random.default_rng(0)
+options = [{}, {"return_sequences": True, "go_backwards": True}, {"stateful": True}, {"unroll": True},
+           {"dropout": 0.3, "recurrent_dropout": 0.2}, {"implementation": 1}]
+layers = [(ConvLSTM2D(2, 3), (2, 4, 5, 5, 3))]
+layers += [(LSTM(5, **chosen), (4, 6, 3)) for chosen in options]
+layers += [(SimpleRNN(5), (4, 6, 3)), (GRU(5), (4, 6, 3)), (Bidirectional(GRU(4)), (4, 6, 3))]
+for i, (layer, shape) in enumerate(layers):
+    x = Input(batch_shape=shape)
+    model = Model(x, layer(Masking()(x) if i % 2 else x))
+    model.compile("sgd", "mse")
+    values = rng.normal(size=shape) * (rng.random(shape[:2]) > 0.3).reshape(shape[:2] + (1,) * (len(shape) - 2))
+    model.train_on_batch(values, rng.normal(size=model.output_shape))
+    model.predict_on_batch(values)
+    for function in (model.train_function, model.predict_function):
+        print(layer.name, function.report().interpreted)
+"""
+
+
+@needs_keras
+def test_recurrent_layers_are_native_on_either_way(tmp_path: Path) -> None:
+    lines = answer(RECURRENT, tmp_path).splitlines()
+    assert len(lines) == 20
+    assert [line for line in lines if not line.endswith(" 0")] == []
