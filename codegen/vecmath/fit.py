@@ -113,6 +113,11 @@ def _of_square(function: Function, power: int, *leading: Any) -> Function:
 _FAR = mpf(1)
 
 
+def _acosh_ratio(w: Any) -> Any:
+    """acosh(1 + w) / sqrt(2 w)"""
+    return mp.acosh(1 + w) / mp.sqrt(2 * w)
+
+
 def _erf_ratio(z: Any) -> Any:
     """erf(x) / x - 1 with z = x²"""
     x = mp.sqrt(z)
@@ -181,6 +186,8 @@ FITS: tuple[Fit, ...] = (
     Fit("atan", "float64", _of_square(mp.atan, 1), _TINY, 0.1717, range(12), fixed=((0, 1.0),)),
     # asinh(x) / x up to 0.6, z = x²
     Fit("asinh", "float32", _of_square(mp.asinh, 1), _TINY, mpf("0.3601"), range(7), fixed=((0, 1.0),)),
+    Fit("acosh", "float32", _acosh_ratio, _TINY, 1.001, range(8), fixed=((0, 1.0),)),
+    Fit("atanh", "float32", _of_square(mp.atanh, 1), _TINY, 0.2501, range(8), fixed=((0, 1.0),)),
     # log2((1 + s) / (1 - s)) / s, z = s²; and (log((1 + s) / (1 - s)) - 2 s - 2 s³ / 3) / s⁵
     Fit("pow", "float32", _log2_ratio, _TINY, mpf("0.0401"), range(7)),
     Fit("pow", "float64", _log_ratio_5, _TINY, mpf("0.0401"), range(8)),

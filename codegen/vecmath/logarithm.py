@@ -152,7 +152,12 @@ def asinh(x: Expr) -> Expr:
 
 
 def acosh(x: Expr) -> Expr:
-    """log(x + sqrt(x² - 1)), as log(1 + w) with w from x - 1; NaN below 1"""
+    """log(x + sqrt(x² - 1)), as log(1 + w) with w from x - 1; NaN below 1
+
+    In float32 near 1, sqrt(2 (x - 1)) times a polynomial in x - 1.
+    """
+    if x.dtype == "float32":
+        return _narrow_acosh(x)
     big = x > 2.0 ** (FORMATS[x.dtype].fraction // 2 + 2)
     over = big.where(0.0, x - 1.0)
     root = over.fma(over, over * 2.0).sqrt()
@@ -163,12 +168,39 @@ def acosh(x: Expr) -> Expr:
     return (x < 1.0).where(x.const(math.nan), result)
 
 
+def _narrow_acosh(x: Expr) -> Expr:
+    over = x - 1.0
+    close = over < 1.0
+    big = x > 2.0 ** (FORMATS["float32"].fraction // 2 + 2)
+    root = (over * close.where(x.const(2.0), over + 2.0)).sqrt()
+    near = root * horner(over.at_most(1.0), COEFFICIENTS["acosh", "float32"])
+    exponent, mantissa = split(big.where(x, x + root))
+    far = log_of(exponent + big.where(x.const(1.0), 0.0), mantissa - 1.0)
+    result = _edge_at_infinity(x, close.where(near, far))
+    return (x < 1.0).where(x.const(math.nan), result)
+
+
+def _narrow_atanh(x: Expr) -> Expr:
+    size = abs(x)
+    square = size * size
+    near = (size * square).fma(horner(square.at_most(0.25), COEFFICIENTS["atanh", "float32"][1:]), size)
+    exponent, mantissa = split((size + 1.0) / (1.0 - size))
+    far = log_of(exponent, mantissa - 1.0) * 0.5
+    edge = size.eq(1.0).where(x.const(math.inf), x.const(math.nan))
+    return (size < 1.0).where((size < 0.5).where(near, far), edge).copysign(x)
+
+
 def _edge_at_infinity(x: Expr, result: Expr) -> Expr:
     return (x < math.inf).where(result, x)
 
 
 def atanh(x: Expr) -> Expr:
-    """log((1 + x) / (1 - x)) / 2 as log(1 + 2 |x| / (1 - |x|)) / 2; infinite at ±1, NaN beyond"""
+    """log((1 + x) / (1 - x)) / 2; accurate near 0; infinite at ±1, NaN beyond
+
+    There float32 has an odd polynomial and float64 the form log(1 + 2 |x| / (1 - |x|)).
+    """
+    if x.dtype == "float32":
+        return _narrow_atanh(x)
     size = abs(x)
     ratio = (size + size) / (1.0 - size)
     total, error = two_sum(ratio.const(1.0), ratio)
