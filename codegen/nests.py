@@ -11,6 +11,7 @@ from graphkb.codegen.loops import POSITIONS, Affine, Buffer, Combine, Stmt, Stor
 from graphkb.codegen.reading import Reader, along
 from graphkb.codegen.schedule import collapse, schedule_map
 from graphkb.codegen.target import Target
+from graphkb.codegen.windows import schedule_window
 from graphkb.ir.dims import Dim
 from graphkb.ir.node import Node
 from graphkb.ir.origin import Origin
@@ -32,7 +33,8 @@ def lower_nest(nest: Nest, named: dict[Node, Buffer], out: Buffer, target: Targe
         return schedule_map(kept, [store], target)
     if combine.accumulator.op in POSITIONS:
         return schedule_position(kept, reduced, store, combine, target)
-    return reduce_in_blocks(kept, reduced, store, combine, target)
+    window = schedule_window(kept, reduced, store, combine, target)
+    return window or reduce_in_blocks(kept, reduced, store, combine, target)
 
 
 def lower_product(

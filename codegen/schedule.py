@@ -48,7 +48,7 @@ MOST_NEIGHBORS = 4
 # The cost up to which the body of such a loop is written out.
 _UNROLLED = 256
 # The element-wise op that combines two values of a reduction.
-_OPERATIONS = {
+OPERATIONS = {
     "sum": "add", "prod": "mul", "max": "maximum", "min": "minimum", "any": "logical_or", "all": "logical_and",
 }  # fmt: skip
 
@@ -331,14 +331,14 @@ def suits_sweeps(column: Var, reduced: Sequence[Var], combine: Combine) -> bool:
         and column.extent >= _LONG_ROW
         and isinstance(reduced[0].extent, int)
         and reduced[0].extent >= 2 * _ROWS
-        and combine.accumulator.op in _OPERATIONS
+        and combine.accumulator.op in OPERATIONS
     )
 
 
 def _sweeps(column: Var, row: Var, store: Store, combine: Combine, target: Target) -> tuple[Stmt, ...]:
     """Add some rows at a time to the output, then apply what follows the reduction."""
     accumulator = combine.accumulator
-    dtype, operation = accumulator.dtype, _OPERATIONS[accumulator.op]
+    dtype, operation = accumulator.dtype, OPERATIONS[accumulator.op]
     held = Load(store.buffer, store.index)
     lanes = vector_length([combine, store], column.extent, target, lambda w: 2)
     assert isinstance(row.extent, int)

@@ -21,6 +21,7 @@ from graphkb.ops import elementwise as e
 from graphkb.ops import shape
 from graphkb.ops.conv import conv, conv_transpose
 from graphkb.ops.leaf import placeholder
+from graphkb.ops.window import window_max, window_sum
 from graphkb.passes.simplify import Simplify
 from graphkb.runtime.interpreter import Program
 
@@ -188,3 +189,43 @@ def test_views_of_memory_are_operands_where_neighbors_stay_neighbors() -> None:
     (got,) = compiled(feeds)
     windows = np.lib.stride_tricks.sliding_window_view(feeds[0].astype(np.float64), (7, 6), axis=(1, 2))
     np.testing.assert_allclose(got, np.einsum("bijcpq,bpqo->ijco", windows, feeds[1]), atol=1e-4)
+
+
+@all_targets
+def test_windows_and_groups_of_one_channel_in_vectors(target: Target) -> None:
+    """Taps written out, results left over behind groups of them, columns behind whole vectors."""
+    rng = np.random.default_rng(4)
+    inputs: list[Node] = []
+    outputs: list[Node] = []
+    for places, channels, window, strides in (
+        ((9, 10), 17, (3, 3), (1, 1)),
+        ((7, 9), 33, (3, 2), (2, 2)),
+        ((5, 5), 16, (5, 5), (1, 1)),
+        ((6, 3), 40, (2, 2), (2, 1)),
+    ):
+        x = placeholder((2, *places, channels), "float32", "x")
+        kernel = placeholder((*window, channels, 1, 1), "float32", "k")
+        bias = placeholder((channels, 1), "float32", "b")
+        inputs += [x, kernel, bias]
+        grouped = shape.expand_dims(x, 4)
+        outputs.append(e.relu(conv(grouped, kernel, strides, (1, 1)) + bias))
+        outputs.append(window_max(x, (1, *window, 1), (1, *strides, 1)))
+        outputs.append(window_sum(e.tanh(x), (1, *window, 1), (1, *strides, 1)))
+    feeds = [rng.uniform(-1, 1, n.shape).astype(np.float32) for n in inputs]
+    expected = Program(Graph(tuple(inputs), tuple(outputs))).run(feeds)
+    compiled = build(inputs, outputs, target)
+    for at_end in (True, False):
+        for got, right in zip(compiled(feeds, at_end), expected):
+            np.testing.assert_allclose(got, right, atol=1e-5)
+
+
+def test_sums_over_windows_keep_special_values() -> None:
+    x = placeholder((1, 4, 16), "float32", "x")
+    values = np.zeros((1, 4, 16), np.float32)
+    values[:, :2] = -0.0
+    values[0, 2, 3], values[0, 3, 4] = np.nan, np.inf
+    outputs = [window_sum(x, (1, 2, 1), (1, 1, 1)), window_max(x, (1, 2, 1), (1, 1, 1))]
+    results = build([x], outputs, host_target())([values])
+    for got, right in zip(results, Program(Graph((x,), tuple(outputs))).run([values])):
+        np.testing.assert_array_equal(got, right)
+    assert not np.signbit(results[0][0, 0]).any()
