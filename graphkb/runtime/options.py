@@ -38,6 +38,7 @@ class Options:
         threads: how many threads a function may use, its caller among them; results do not depend on it. 0, or "auto",
             is what `graphkb.thread_count` says.
         recycle: whether outputs of several megabytes take memory that earlier ones gave back.
+        progress: whether a compilation of more than a second shows on the terminal what it is doing.
     """
 
     mode: str = "auto"
@@ -51,6 +52,7 @@ class Options:
     kernel_cache: str = "auto"
     threads: int = 0
     recycle: bool = True
+    progress: bool = True
 
 
 VARIABLES = {
@@ -65,6 +67,7 @@ VARIABLES = {
     "kernel_cache": "GRAPHKB_CACHE",
     "threads": "GRAPHKB_NUM_THREADS",
     "recycle": "GRAPHKB_RECYCLE",
+    "progress": "GRAPHKB_PROGRESS",
 }
 """The environment variable of each option. One that is not set, or empty, leaves the default."""
 
@@ -145,6 +148,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "kernel_cache": _kernel_cache,
     "threads": _threads,
     "recycle": _flag,
+    "progress": _flag,
 }
 
 _override: ContextVar[Mapping[str, Any] | None] = ContextVar("graphkb_options", default=None)

@@ -22,6 +22,7 @@ from graphkb.ops.leaf import placeholder
 from graphkb.runtime.interpreter import Program as Interpreted
 from graphkb.runtime.interpreter import control_step, leaving, meaning, owned, raise_located, write
 from graphkb.runtime.options import Options
+from graphkb.runtime.progress import tell
 from graphkb.runtime.report import Report, ReportStep, estimate, interpreted_step, origin_lines, result_type
 from graphkb.runtime.state_lock import state_lock
 
@@ -108,10 +109,13 @@ class NativePlan(Plan):
 
         super().__init__(graph)
         self.fused = fused
+        tell(f"scheduling the loops of {len(fused.nodes)} steps")
         self.program: Program = make_program(fused, target)
         b = Builder(target, parallel_for=shared_pool(target))
         self._emit(b)
         self.llvm = b.module()
+        count = len(self.program.kernels.by_signature)
+        tell(f"generating the code of {count} kernel{'s' * (count != 1)}")
         self._engine: Engine = compile_kernels(self.llvm, target, options)
         # Variables are used where they lie; constants are kept in aligned copies.
         self._bound = [_memory(node) for node in self.program.bound]

@@ -22,6 +22,7 @@ from graphkb.runtime.dynamic import OpenProgram, OpenShapes, SizeHistory, open_p
 from graphkb.runtime.inputs import Parameters, Shapes
 from graphkb.runtime.options import Options
 from graphkb.runtime.plan import Plan, make_plan, obstacle
+from graphkb.runtime.progress import Progress, tell
 
 if TYPE_CHECKING:
     from graphkb.dumps_folder import FolderDump
@@ -191,8 +192,9 @@ class Specializations:
     ) -> Specialization:
         _check_shapes(bound)
         folder = _start_dump(bound, self.options)
-        optimized = optimize_bound(bound, self.options, folder.observe if folder is not None else None)
-        made = Specialization(shapes, bound, optimized, plan(optimized), opened)
+        with Progress(bound.name, self.options.progress):
+            optimized = optimize_bound(bound, self.options, folder.observe if folder is not None else None)
+            made = Specialization(shapes, bound, optimized, plan(optimized), opened)
         if folder is not None:
             folder.finish(made)
         return made
@@ -306,6 +308,7 @@ def optimize_bound(graph: Graph, options: Options, observer: Observer | None = N
 
     observers = [VerifyEach()] if options.debug else []
     watch = observe(*observers, *([observer] if observer is not None else []))
+    tell(f"optimizing {len(graph.nodes)} nodes")
     return optimize(graph, graph_passes(options.fastmath), watch)
 
 
