@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 from graphkb.codegen.loops import (
@@ -39,64 +40,95 @@ _FEWER = 16
 _STEP = 64
 
 
-def reduce_in_blocks(kept: list[Var], reduced: list[Var], store: Store, combine: Combine, target: Target) -> list[Stmt]:
-    """The schedule of a reduction: in blocks of the outermost reduced axis where the kept ones give threads too little.
+@dataclass(frozen=True)
+class Stage:
+    """A reduction of blocks: its loops, what each round combines and stores, and the stores of the blocks' results."""
 
-    The order of the sums is fixed by the sizes alone.
+    kept: list[Var]
+    reduced: list[Var]
+    combines: list[Combine]
+    full: list[Store]
+    results: list[Store]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A reduction cut into blocks of its outermost axis.
+
+    Attributes:
+        stages: all blocks of the whole length, then one that is shorter, if any.
+        buffers: hold the blocks' results, for each accumulator.
+        last: the loop over all blocks, which combines `held`, for each accumulator.
     """
-    length = _block_length(kept, reduced, combine, target)
-    if not length:
-        return schedule_reduction(kept, reduced, store, combine, target)
+
+    stages: list[Stage]
+    buffers: tuple[Buffer, ...]
+    last: Var
+    held: list[LoopExpr]
+
+
+def cut(
+    kept: Sequence[Var], reduced: Sequence[Var], combines: Sequence[Combine], full: Sequence[Store], length: int
+) -> Cut:
+    """Blocks of `length` rounds of the first reduced loop, of known size."""
     axis = reduced[0]
-    store, wide = _widened(reduced, store, combine)
-    if not (kept and runs_along_kept(kept, reduced, combine) and suits_sweeps(kept[-1], [Var("r", length)], combine)):
-        combine = wide  # sweeps keep their sums in memory, where wide ones would cost time
-    accumulator = combine.accumulator
     assert isinstance(axis.extent, int)
     count, rest = divmod(axis.extent, length)
-    size = product([v.extent for v in kept])
-    total = count + (rest > 0)
-    results = Buffer(-1, "blocks", accumulator.dtype, total * size, written=True)
+    total, size = count + (rest > 0), product([v.extent for v in kept])
+    names = ["blocks"] if len(combines) == 1 else [f"blocks{i}" for i in range(len(combines))]
+    buffers = [
+        Buffer(-1 - i, name, combine.accumulator.dtype, total * size, written=True)
+        for i, (name, combine) in enumerate(zip(names, combines))
+    ]
     place: Affine = Affine()
     stride: Dim = 1
     for var in reversed(kept):
         place = place.plus(affine(var, stride))
         stride = stride * var.extent
 
-    def stage(block: Affine, first: Affine, rounds: int) -> tuple[Var, Store, Combine]:
-        """The reduction of one block: which rounds it takes, and where its result goes."""
+    def stage(outer: list[Var], block: Affine, rounds: int) -> Stage:
         inner = Var(axis.name, rounds)
-        own = Accumulator(accumulator.name, accumulator.op, accumulator.dtype)
-        (moved,) = substitute([combine], {axis: affine(inner).plus(first)})
-        assert isinstance(moved, Combine)
-        return inner, Store(results, place.plus(block.scaled(size)), Result(own)), Combine(own, moved.value)
+        moved = substitute([*combines, *full], {axis: affine(inner).plus(block.scaled(length))})
+        own: list[Combine] = []
+        results: list[Store] = []
+        for statement, buffer in zip(moved, buffers):
+            assert isinstance(statement, Combine)
+            accumulator = Accumulator(statement.accumulator.name, statement.accumulator.op, buffer.dtype)
+            own.append(Combine(accumulator, statement.value))
+            results.append(Store(buffer, place.plus(block.scaled(size)), Result(accumulator)))
+        stores = [s for s in moved if isinstance(s, Store)]
+        return Stage([*outer, *kept], [inner, *reduced[1:]], own, stores, results)
 
-    block = Var("block", count)
-    inner, stored, combined = stage(affine(block), affine(block, length), length)
-    body = schedule_reduction([block, *kept], [inner, *reduced[1:]], stored, combined, target)
+    block, last = Var("block", count), Var("block", total)
+    stages = [stage([block], affine(block), length)]
     if rest:
-        inner, stored, combined = stage(Affine((), count), Affine((), count * length), rest)
-        body += schedule_reduction(kept, [inner, *reduced[1:]], stored, combined, target)
-    last = Var("block", total)
-    held: LoopExpr = Load(results, place.plus(affine(last, size)))
-    if wide.accumulator.dtype != held.dtype:
-        held = Apply("cast", (held,), wide.accumulator.dtype)
-    gathered = Combine(wide.accumulator, held)
-    body += schedule_reduction(kept, [last], store, gathered, target)
-    return [Scratch((results,), tuple(body))]
+        stages.append(stage([], Affine((), count), rest))
+    return Cut(stages, tuple(buffers), last, [Load(b, place.plus(affine(last, size))) for b in buffers])
 
 
-def _block_length(kept: Sequence[Var], reduced: Sequence[Var], combine: Combine, target: Target) -> int:
-    """How many rounds of the outermost reduced axis make a block; 0 where blocks do not pay."""
+def block_length(
+    kept: Sequence[Var], reduced: Sequence[Var], statements: Sequence[Combine | Store], along_kept: bool, target: Target
+) -> int:
+    """How many rounds of the outermost reduced axis make a block; 0 where blocks do not pay.
+
+    Args:
+        kept, reduced: the loops.
+        statements: what each round does.
+        along_kept: whether vectors run along the innermost kept loop.
+        target: the machine.
+    """
     shares = [v.extent for v in kept if isinstance(v.extent, int)]
     sums = [v.extent for v in reduced if isinstance(v.extent, int)]
-    if combine.position is not None or not sums or len(shares) + len(sums) < len(kept) + len(reduced):
+    if not sums or len(shares) + len(sums) < len(kept) + len(reduced):
         return 0
-    columns = shares.pop() if runs_along_kept(kept, reduced, combine) else 1
+    if any(isinstance(s, Combine) and s.position is not None for s in statements):
+        return 0
+    columns = shares.pop() if along_kept else 1
     rounds = prod([*shares, columns, *sums])
     if rounds == 0 or prod(shares) >= ENOUGH:
         return 0
-    time = rounds * picoseconds(combine, 2 if target.vector_bits else 1, reduced[-1], target)
+    innermost, lanes = kept[-1] if along_kept else reduced[-1], 2 if target.vector_bits else 1
+    time = rounds * sum(picoseconds(s, lanes, innermost, target) for s in statements)
     count = min(_MOST, time // PART, sums[0] // (_FEWER if kept else 2))
     # Few blocks of long rows: threads had better share the columns.
     if count < (ENOUGH if columns >= ENOUGH * RUN else 2):
@@ -104,6 +136,29 @@ def _block_length(kept: Sequence[Var], reduced: Sequence[Var], combine: Combine,
     length = -(-sums[0] // count)
     step = min(_STEP, 1 << (length.bit_length() - 1))
     return -(-length // step) * step
+
+
+def reduce_in_blocks(kept: list[Var], reduced: list[Var], store: Store, combine: Combine, target: Target) -> list[Stmt]:
+    """The schedule of a reduction: in blocks of the outermost reduced axis where the kept ones give threads too little.
+
+    The order of the sums is fixed by the sizes alone.
+    """
+    along_kept = runs_along_kept(kept, reduced, combine)
+    length = block_length(kept, reduced, [combine], along_kept, target)
+    if not length:
+        return schedule_reduction(kept, reduced, store, combine, target)
+    store, wide = _widened(reduced, store, combine)
+    # Sweeps keep their sums in memory, where wide ones would cost time.
+    sweeps = along_kept and suits_sweeps(kept[-1], [Var("r", length)], combine)
+    blocks = cut(kept, reduced, [combine if sweeps else wide], [], length)
+    body: list[Stmt] = []
+    for stage in blocks.stages:
+        body += schedule_reduction(stage.kept, stage.reduced, stage.results[0], stage.combines[0], target)
+    (held,) = blocks.held
+    if held.dtype != wide.accumulator.dtype:
+        held = Apply("cast", (held,), wide.accumulator.dtype)
+    body += schedule_reduction(kept, [blocks.last], store, Combine(wide.accumulator, held), target)
+    return [Scratch(blocks.buffers, tuple(body))]
 
 
 def _widened(reduced: Sequence[Var], store: Store, combine: Combine) -> tuple[Store, Combine]:
@@ -118,4 +173,4 @@ def _widened(reduced: Sequence[Var], store: Store, combine: Combine) -> tuple[St
     return with_result(store, accumulator, result), Combine(total, Apply("cast", (combine.value,), "float64"))
 
 
-__all__ = ["reduce_in_blocks"]
+__all__ = ["Cut", "Stage", "block_length", "cut", "reduce_in_blocks"]

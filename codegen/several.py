@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from graphkb.codegen.blocks import block_length, cut
 from graphkb.codegen.loops import (
     Accumulator,
     Affine,
@@ -16,6 +17,7 @@ from graphkb.codegen.loops import (
     LoopExpr,
     Reduce,
     Result,
+    Scratch,
     Stmt,
     Store,
     Var,
@@ -231,19 +233,39 @@ def _reduces(accumulators: Sequence[Accumulator], loop: tuple[Stmt, ...]) -> tup
 
 # ---------------------------------------------------------------------------------------------- one pass
 def _single_pass(space: _Space, target: Target) -> list[Stmt]:
-    """Every round is done once; vectors run along the loop that most operands follow."""
+    """Every round is done once, in blocks of fixed size where the results give threads too little to share."""
+    combines, once = _widened(space, product([v.extent for v in space.reduced]))
+    space = replace(space, combines=combines, once=once)
+    length = block_length(space.kept, space.reduced, [*combines, *space.full], _along_kept(space), target)
+    if not length:
+        return _whole_pass(space, target)
+    blocks = cut(space.kept, space.reduced, combines, space.full, length)
+    body: list[Stmt] = []
+    for stage in blocks.stages:
+        body += _whole_pass(_Space(stage.kept, stage.reduced, stage.combines, stage.full, stage.results), target)
+    gathered = [Combine(combine.accumulator, held) for combine, held in zip(combines, blocks.held)]
+    body += _whole_pass(_Space(space.kept, [blocks.last], gathered, [], once), target)
+    return [Scratch(blocks.buffers, tuple(body))]
+
+
+def _along_kept(space: _Space) -> bool:
+    """Whether vectors run along the innermost kept loop: the one that most operands follow."""
     statements: list[Stmt] = [*space.combines, *space.full]
     kept, reduced = space.kept, space.reduced
-    along_kept = bool(kept) and (not reduced or unit_loads(statements, kept[-1]) > unit_loads(statements, reduced[-1]))
-    combines, once = _widened(space, product([v.extent for v in reduced]))
-    rounds: tuple[Stmt, ...] = (*combines, *space.full)
-    accumulators = [c.accumulator for c in combines]
-    if not along_kept:
+    return bool(kept) and (not reduced or unit_loads(statements, kept[-1]) > unit_loads(statements, reduced[-1]))
+
+
+def _whole_pass(space: _Space, target: Target) -> list[Stmt]:
+    """Every round is done once; vectors run along the loop that most operands follow."""
+    kept, reduced = space.kept, space.reduced
+    rounds: tuple[Stmt, ...] = (*space.combines, *space.full)
+    accumulators = [c.accumulator for c in space.combines]
+    if not _along_kept(space):
         lanes = vector_length(rounds, reduced[-1].extent, target, lambda w: 4 if w.cost <= 30 else 2)
         loop = nest(reduced[:-1], (For(reduced[-1], rounds, lanes),))
-        return list(nest(kept, (*_reduces(accumulators, loop), *once)))
-    lanes = vector_length([*rounds, *once], kept[-1].extent, target, lambda w: 4 if w.cost <= 30 else 2)
-    inner = (*_reduces(accumulators, nest(reduced, rounds)), *once)
+        return list(nest(kept, (*_reduces(accumulators, loop), *space.once)))
+    lanes = vector_length([*rounds, *space.once], kept[-1].extent, target, lambda w: 4 if w.cost <= 30 else 2)
+    inner = (*_reduces(accumulators, nest(reduced, rounds)), *space.once)
     return list(nest(kept[:-1], (For(kept[-1], inner, lanes),)))
 
 
