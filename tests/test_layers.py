@@ -16,6 +16,7 @@ LAYERS = ("ir", "ops", "passes", "codegen", "runtime", "backend")
 LEVELS = {
     "gradients": "ops",
     "gradient_masks": "ops",
+    "gradient_sums": "ops",
     "dumps": "runtime",
     "dumps_folder": "runtime",
     "dumps_html": "runtime",
