@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from graphkb.codegen.builder import Builder, Value, type_of
+from graphkb.codegen.builder import Builder, Value
+from graphkb.codegen.calls import Place, Writer
 from graphkb.codegen.loops import NativeKernel
 from graphkb.ir.dims import Dim, maximum
 from graphkb.ir.graph import Graph
@@ -17,56 +18,10 @@ from graphkb.ir.types import TensorType
 from graphkb.passes.plan_memory import aligned
 
 if TYPE_CHECKING:
-    from graphkb.codegen.emit import Sizes
-    from graphkb.codegen.program import Place, Program
+    from graphkb.codegen.program import Program
 
 # What a call's memory holds for each result: the item of the graph that takes it, None where nobody does.
 Items = tuple[Node | None, ...]
-
-
-class Writer(ABC):
-    """The open function of a program, as its steps see it.
-
-    Attributes:
-        b: the builder.
-        sizes: evaluates dims.
-        told: the function's parameters behind the arguments and the workspace; functions of bodies take the same.
-    """
-
-    def __init__(self, b: Builder, sizes: Sizes, told: Sequence[Value]) -> None:
-        self.b = b
-        self.sizes = sizes
-        self.told = tuple(told)
-
-    @abstractmethod
-    def address_of(self, node: Node) -> Value:
-        """Where a value lies."""
-
-    @abstractmethod
-    def address(self, place: Place) -> Value:
-        """The address of a place."""
-
-    def call_kernel(self, kernel: NativeKernel, pointers: Sequence[Value]) -> None:
-        """Append the call of a kernel."""
-        dims = [self.sizes.symbols[s] for s in kernel.symbols]
-        operands = ", ".join(f"{type_of(v)} {v.name}" for v in (*pointers, *dims))
-        self.b.line(f"call void @{kernel.name}({operands})")
-
-    def call_body(self, name: str, body: Program, args: Value, workspace: Value) -> None:
-        """Append the call of a body's function, which may end the program."""
-        operands = ", ".join(f"{type_of(v)} {v.name}" for v in (args, workspace, *self.told))
-        status = self.b.fresh(f"call i32 @{name}({operands})", "int32")
-        if body.may_stop:
-            stop_if(self.b, self.b.icmp("ne", status, self.b.const(0, "int32")))
-
-
-def stop_if(b: Builder, bad: Value) -> None:
-    """Return 1 where a condition holds."""
-    fail, go_on = b.fresh_label("fail"), b.fresh_label("ok")
-    b.cond_br(bad, fail, go_on, likely=False)
-    b.start(fail)
-    b.ret(b.const(1, "int32"))
-    b.start(go_on)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,10 +76,18 @@ class ControlCall(ABC):
     def emit(self, w: Writer, name: str) -> None:
         """Append what calls the bodies to the open function."""
 
+    @abstractmethod
+    def outline(self) -> list[str]:
+        """The lines that show it in the text of a program."""
+
     def emit_bodies(self, b: Builder, name: str) -> None:
         """Append the functions of the bodies, whose names begin with `name`."""
         for place, body in enumerate(self.bodies):
             body.emit_function(b, f"{name}.body{place}")
+
+
+def _indented(body: Program) -> list[str]:
+    return [f"  {line}" for line in body.outline() or ["nothing"]]
 
 
 class _Arguments:
@@ -264,6 +227,10 @@ class LoopCall(ControlCall):
         slices = self.body.graph.inputs
         width = self.body.graph.outputs[slot].type.nbytes
         return {i for i in self.sequences if slices[i].type.nbytes == width and self.body.may_share(i, slot)}
+
+    def outline(self) -> list[str]:
+        order = " backwards" if self.node.attrs["reverse"] else ""
+        return [f"for step < {self.length}{order}:", *_indented(self.body)]
 
     def emit(self, w: Writer, name: str) -> None:
         _Loop(self, w).run(f"{name}.body0")
@@ -423,6 +390,10 @@ class BranchCall(ControlCall):
 
     def in_place(self, result: Node | None) -> set[int]:
         return set()
+
+    def outline(self) -> list[str]:
+        then, other = self.bodies
+        return ["if condition:", *_indented(then), "else:", *_indented(other)]
 
     def emit(self, w: Writer, name: str) -> None:
         b = w.b

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from graphkb.codegen.builder import Builder, Value, type_of
-from graphkb.codegen.control_calls import BranchCall, LoopCall, Writer, stop_if
+from graphkb.codegen.calls import Call, Place, Writer, stop_if
+from graphkb.codegen.control_calls import BranchCall, LoopCall
 from graphkb.codegen.emit import Sizes
 from graphkb.codegen.loops import Affine, Buffer, For, Kernel, Load, NativeKernel, Store, Var, affine
 from graphkb.codegen.lower import lower
 from graphkb.codegen.parallel import parallelize
 from graphkb.codegen.target import Target
-from graphkb.ir.dims import Dim, Symbol
+from graphkb.ir.dims import Symbol
 from graphkb.ir.graph import Graph, bodies, graph_symbols
 from graphkb.ir.leaves import VariableCell
 from graphkb.ir.node import Node
@@ -23,50 +24,6 @@ from graphkb.passes.plan_memory import MemoryPlan, Request, plan_memory
 
 # Calls in one function: LLVM's effort grows faster than a function's length.
 _CHUNK = 64
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a value lies: argument `index` of the call, or `offset` bytes into the workspace."""
-
-    kind: Literal["input", "bound", "output", "workspace"]
-    index: int = 0
-    offset: Dim = 0
-
-
-@dataclass(frozen=True)
-class Call:
-    """One kernel with the values that it reads and those that it writes."""
-
-    kernel: NativeKernel
-    operands: tuple[Node, ...]
-    results: tuple[Node, ...]
-    # Copies name their memory outright.
-    source: Node | None = None
-    target: Place | None = None
-    scratch: Place | None = None
-
-    @property
-    def scratch_bytes(self) -> Dim:
-        """The bytes of workspace that it works in."""
-        return self.kernel.scratch
-
-    @property
-    def may_stop(self) -> bool:
-        """Whether it can end the program by itself."""
-        return False
-
-    def in_place(self, result: Node | None) -> set[int]:
-        """The operands whose memory a result may take; None stands for what a copy writes."""
-        index = 0 if result is None else self.results.index(result)
-        return self.kernel.in_place[len(self.operands) + index]
-
-    def emit(self, w: Writer, name: str) -> None:
-        """Append the call to the open function."""
-        pointers = [w.address_of(n) for n in self.operands]
-        pointers += [w.address(self.target)] if self.target else [w.address_of(n) for n in self.results]
-        pointers += [w.address(self.scratch)] if self.scratch else []
-        w.call_kernel(self.kernel, pointers)
 
 
 Step: TypeAlias = Call | LoopCall | BranchCall
@@ -230,8 +187,15 @@ class Program:
 
     @property
     def loops(self) -> str:
-        """The kernels in the loop language."""
-        return self.kernels.loops
+        """The kernels in the loop language; if some run inside loops or branches, then the order in which all run."""
+        if all(isinstance(call, Call) for call in self.calls):
+            return self.kernels.loops
+        lines = [f"program {self.graph.name}", *[f"  {line}" for line in self.outline()]]
+        return "\n".join([self.kernels.loops, *lines, ""])
+
+    def outline(self) -> list[str]:
+        """The names of the kernels as they are called, those of bodies indented."""
+        return [line for call in self.calls for line in call.outline()]
 
     @property
     def may_stop(self) -> bool:

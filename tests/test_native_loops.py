@@ -358,7 +358,11 @@ def test_reports_and_dumps_show_what_is_inside() -> None:
     assert report.steps[at].flops >= 6 * report.steps[at + 1].flops > 0
     assert report.planned_bytes is not None
     assert "fused" in f.dump("optimized").split("body(")[1]
-    assert "tanh" in f.dump("loops")
+    program = f.dump("loops").split("\nprogram ")[1].splitlines()
+    at = program.index("  for step < 6:")
+    assert [line.strip() in names for line in program[1:at]] == [True] * (at - 1)
+    assert "dot" in program[at + 1]
+    assert program[at + 1].startswith("    ")
     assert ".body0" in f.dump("llvm")
 
 
