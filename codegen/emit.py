@@ -337,7 +337,10 @@ class Body(Positions):
             self.run(reduce.body)
             (self.results[accumulator],) = self.states.pop(accumulator)
             return
-        start = b.const(identity(accumulator.op, accumulator.dtype), accumulator.dtype, lanes)
+        first = identity(accumulator.op, accumulator.dtype)
+        if first == 0 and accumulator.dtype in FLOATS and any(isinstance(e, Running) for e in expressions(reduce.body)):
+            first = -0.0  # a running sum begins with its first element, whatever the sign of a zero
+        start = b.const(first, accumulator.dtype, lanes)
         positions = (b.const(0, accumulator.index, lanes),) if accumulator.op in POSITIONS else ()
         # With masks in registers of their own it is quicker to collect NaN beside the largest number than inside it.
         apart = across and lanes > 1 and b.target.is_avx512 and is_float_extremum(accumulator)
