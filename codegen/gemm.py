@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from graphkb.codegen.builder import Builder
-from graphkb.codegen.gemm_tiling import MOST_ROWS, Product, Tiling, choose_tiling, length_of, with_inner, with_rows
+from graphkb.codegen.gemm_parts import Parts, share_out
+from graphkb.codegen.gemm_tiling import Product, Tiling, choose_tiling, length_of, with_inner, with_rows
 from graphkb.codegen.loops import (
     Affine,
     Apply,
@@ -23,7 +24,7 @@ from graphkb.codegen.loops import (
 )
 from graphkb.codegen.loops_text import format_kernel
 from graphkb.codegen.target import Target
-from graphkb.ir.dims import Dim, Symbol, minimum
+from graphkb.ir.dims import Dim, Symbol
 from graphkb.ir.origin import Origin
 from graphkb.ir.types import NUMPY_DTYPE
 
@@ -36,11 +37,13 @@ class Gemm(Product):
         nest: the product as plain loops, which fix its meaning.
         outer: batch axes, and further axes of either operand.
         tiling: how it runs.
+        parts: how it is shared out among threads.
     """
 
     nest: Kernel
     outer: tuple[Var, ...]
     tiling: Tiling
+    parts: Parts
 
     @property
     def name(self) -> str:
@@ -66,56 +69,96 @@ class Gemm(Product):
     @property
     def in_place(self) -> dict[int, set[int]]:
         """The inputs whose memory C may take: each element is read only where C's is then written."""
-        return {self.buffers[-1].position: set() if self.tiling.overlap else self.replaceable}
+        return {self.buffers[-1].position: self.replaceable}
 
     # ------------------------------------------------------------------ scratch
     @property
-    def rounds(self) -> Dim:
-        """How many blocks of K each panel of C takes; more than one needs partial sums."""
-        total: Dim = (self.k.extent + self.tiling.block - 1) // self.tiling.block
-        for var in self.segments:
-            total = total * var.extent
-        return total
+    def one_block(self) -> bool:
+        """Whether K is not cut."""
+        return self.tiling.dots or (isinstance(self.k.extent, int) and self.k.extent <= self.tiling.block)
 
     @property
     def packed_a(self) -> Dim:
-        """Bytes of the copy of A; a vector's worth of slack lets whole vectors be stored."""
+        """Bytes of a copy of A."""
         if not self.tiling.pack_a:
             return 0
-        rows = (self.m.extent + self.tiling.rows - 1) // self.tiling.rows * self.tiling.rows
-        return self._bytes(rows * self.k.extent + self.tiling.lanes)
+        m, rows = self.m.extent, self.tiling.rows
+        return self._bytes((m if isinstance(m, int) else _up(m, rows)) * self.k.extent)
 
     @property
     def packed_b(self) -> Dim:
-        """Bytes of the copy of one panel of B; a whole number of vectors along K as well."""
-        ragged = not isinstance(self.n.extent, int) or self.n.extent % self.tiling.lanes != 0
-        if self.tiling.along_k or (not self.tiling.pack_b and (self.tiling.masks_b or not ragged)):
+        """Bytes of a copy of one panel of B, or of all of it; a whole number of vectors along K as well."""
+        t = self.tiling
+        if t.dots:
+            return self._bytes(self.turned_pitch * _up(self.n.extent, t.lanes)) if t.pack_b else 0
+        ragged = not isinstance(self.n.extent, int) or self.n.extent % t.lanes != 0
+        if not t.pack_b and (t.masks or not ragged):
             return 0
-        lanes = self.tiling.lanes
-        rows = minimum((self.k.extent + lanes - 1) // lanes * lanes, (self.tiling.block + lanes - 1) // lanes * lanes)
+        rows = _up(self.k.extent if self.one_block else t.block, t.lanes)
         if self.inner:
             rows = self.depth - self.k.extent + rows  # one after another, only the last one's excess stays
-        return self._bytes(rows * self.tiling.width)
+        return self._bytes(rows * t.width)
 
     @property
     def partial(self) -> Dim:
-        """Bytes of the partial sums of one panel of C, or of all of it."""
-        if self.rounds in (0, 1):
-            return 0
-        if self.tiling.streams:
+        """Bytes of the partial sums of one panel of C, or of all of it; plain results hold them themselves."""
+        t = self.tiling
+        if t.streams:
             return self._bytes(self.m.extent * self.pitch)
-        return self._bytes((self.m.extent + MOST_ROWS) * self.tiling.width)
+        ragged = not isinstance(self.n.extent, int) or self.n.extent % t.lanes != 0
+        if (self.one_block and not self.segments) or (self.stores_sums and (t.masks or not ragged)):
+            return 0
+        return self._bytes(_up(self.m.extent, t.rows) * self.pitch)
 
     @property
     def pitch(self) -> int:
-        """Elements from one row of partial sums to the next where B streams by."""
+        """Elements from one row of sums that are set aside to the next."""
+        if not self.tiling.streams:
+            return self.tiling.width
         assert isinstance(self.n.extent, int)
         return self.n.extent + self.tiling.width
 
     @property
+    def turned_pitch(self) -> Dim:
+        """Elements from one column to the next in a copy of B whose columns lie along K: an odd number of vectors.
+
+        Powers of 2 would put all columns at the same few places of the cache.
+        """
+        lanes = self.tiling.lanes
+        return (self.k.extent + lanes - 1) // (2 * lanes) * (2 * lanes) + lanes
+
+    @property
+    def keeps_b(self) -> bool:
+        """Whether each group of units has a copy of B of its own."""
+        axis = self.parts.axis
+        return axis == "outer" or (axis != "" and not self.tiling.dots)
+
+    @property
+    def keeps_partial(self) -> bool:
+        """Whether each group of units has partial sums of its own."""
+        axis = self.parts.axis
+        return axis == "outer" or (axis == "columns" and not self.tiling.streams)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether groups of units have any memory of their own."""
+        outer = self.parts.axis == "outer" and self.packed_a != 0
+        return outer or (self.keeps_b and self.packed_b != 0) or (self.keeps_partial and self.partial != 0)
+
+    @property
+    def before_b(self) -> Dim:
+        """Bytes of scratch before the copies of B."""
+        return self.packed_a * (self.parts.slots if self.parts.axis == "outer" else 1)
+
+    @property
+    def before_partial(self) -> Dim:
+        """Bytes of scratch before the partial sums."""
+        return self.before_b + self.packed_b * (self.parts.slots if self.keeps_b else 1)
+
+    @property
     def scratch(self) -> Dim:
         """Bytes of memory that a call works in, aligned to 64."""
-        return self.packed_a + self.packed_b + self.partial
+        return self.before_partial + self.partial * (self.parts.slots if self.keeps_partial else 1)
 
     def _bytes(self, elements: Dim) -> Dim:
         return (elements * NUMPY_DTYPE[self.dtype].itemsize + 63) // 64 * 64
@@ -136,9 +179,13 @@ class Gemm(Product):
         together = f" of {' '.join(v.name for v in self.rows)}" if len(self.rows) > 1 else ""
         notes = {
             self.rows[-1]: f"tile {t.rows}{together}",
-            self.n: f"tile {t.width} vector {t.lanes}" if t.lanes > 1 and not t.along_k else f"tile {t.width}",
-            self.k: f"block {t.block}" if self.rounds != 1 else f"vector {t.lanes}" if t.along_k else "",
+            self.n: f"tile {t.width} vector {t.lanes}" if t.lanes > 1 and not t.dots else f"tile {t.width}",
+            self.k: f"vector {t.lanes}" if t.dots else "" if self.one_block else f"block {t.block}",
         }
+        axis = self.parts.axis
+        cut = {"outer": self.outer, "columns": (self.n,), "rows": self.rows[:1], "": ()}[axis]
+        for var in cut:
+            notes[var] = f"{notes.get(var, '')} parallel".strip()
         lines = []
         for line in format_kernel(self.nest).splitlines():
             for var, note in notes.items():
@@ -176,34 +223,52 @@ def match_gemm(
     accumulator = combine.accumulator
     if operands is None or accumulator.dtype not in ("float32", "float64") or accumulator.op != "sum":
         return None
+    if any(v.extent == 0 for v in kept) or not kept:
+        return None
     x, y = operands
-    if any(v.extent == 0 for v in kept):
+    products = [_product(a, b, kept, reduced, store, combine) for a, b in ((x, y), (y, x))]
+    fitting = [p for p in products if p is not None]
+    if not fitting:
         return None
-    left = [v for v in kept if x.index.factor(v) != 0 and y.index.factor(v) == 0]
-    right = [v for v in kept if y.index.factor(v) != 0 and x.index.factor(v) == 0]
-    if not left and not right:
-        return None
-    neighbors = [v for v in kept if store.index.factor(v) == 1]
-    if any(v in left for v in neighbors) or not right:
-        x, y, left, right = y, x, right, left
-    n = next((v for v in right if v in neighbors), None) or max(right, key=length_of)
-    m = max(left, key=length_of) if left else Var("m", 1)
-    *segments, k = sorted(reduced, key=lambda v: _stride(x, v), reverse=True) or [Var("k", 1)]
-    if any(not isinstance(v.extent, int) or v.extent == 0 for v in segments):
-        return None
-    product = Product(m, n, k, (m,), tuple(segments), (), x, y, store, accumulator)
-    tiling = choose_tiling(product, target)
-    product = with_rows(with_inner(product, tiling), tiling, left)
-    outer = tuple([v for v in kept if v not in (*product.rows, n)])
+    near = [p for p in fitting if store.index.factor(p.n) == 1]
+    if near and (len(reduced) > 1 or len(kept) > 2):
+        fitting = near
+    product, tiling = choose_tiling(fitting, target)
+    if not tiling.dots and not tiling.streams:
+        left = [v for v in kept if product.a.index.factor(v) != 0 and product.b.index.factor(v) == 0]
+        product = with_rows(with_inner(product, tiling), tiling, left)
+        product, tiling = choose_tiling([product], target)
+    outer = tuple([v for v in kept if v not in (*product.rows, product.n)])
     body: tuple[Stmt, ...] = (combine,)
-    for var in (k, *reversed(segments)) if reduced else ():
+    for var in (product.k, *reversed(product.segments)) if reduced else ():
         body = (For(var, body),)
     body = (Reduce(accumulator, body), store)
     for var in reversed(kept):
         body = (For(var, body),)
     nest = Kernel(name, buffers, body, origins)
-    parts = {f.name: getattr(product, f.name) for f in fields(Product)}
-    return Gemm(**parts, nest=nest, outer=outer, tiling=choose_tiling(product, target))
+    given = {f.name: getattr(product, f.name) for f in fields(Product)}
+    parts = share_out(product, outer, tiling, keeps=False)
+    trial = Gemm(**given, nest=nest, outer=outer, tiling=tiling, parts=parts)
+    if not trial.keeps:
+        return trial
+    return replace(trial, parts=share_out(product, outer, tiling, keeps=True))
+
+
+def _product(
+    a: Load, b: Load, kept: Sequence[Var], reduced: Sequence[Var], store: Store, combine: Combine
+) -> Product | None:
+    """The product with one operand in the place of A and the other in that of B."""
+    left = [v for v in kept if a.index.factor(v) != 0 and b.index.factor(v) == 0]
+    right = [v for v in kept if b.index.factor(v) != 0 and a.index.factor(v) == 0]
+    if not right:
+        return None
+    near = [v for v in right if store.index.factor(v) == 1]
+    n = near[0] if near else max(right, key=length_of)
+    m = max(left, key=length_of) if left else Var("m", 1)
+    *segments, k = sorted(reduced, key=lambda v: _stride(a, v), reverse=True) or [Var("k", 1)]
+    if any(not isinstance(v.extent, int) or v.extent == 0 for v in segments):
+        return None
+    return Product(m, n, k, (m,), tuple(segments), (), a, b, store, combine.accumulator)
 
 
 def _operands(value: LoopExpr) -> tuple[Load, Load] | None:
@@ -224,6 +289,11 @@ def _stride(load: Load, var: Var) -> int:
     """How far apart an operand's neighbors lie, for comparisons."""
     factor = load.index.factor(var)
     return factor if isinstance(factor, int) else 1 << 30
+
+
+def _up(x: Dim, step: int) -> Dim:
+    """The next multiple."""
+    return (x + step - 1) // step * step
 
 
 def rest_of(index: Affine, *inner: Var) -> Affine:

@@ -1,68 +1,203 @@
-"""Products whose two operands both lie along K: one row of C at a time, a vector's worth of dot products at once."""
+"""Micro-kernels for operands that both lie along K: each element of the tile is a dot product of two vectors' lanes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from graphkb.codegen.builder import Builder, Value
 from graphkb.codegen.builder_ops import mangled
-from graphkb.codegen.gemm_sizes import Size, SizeMath
 
-# Loads a vector of an operand, perhaps under a mask, in the dtype of the sums.
-LoadVector = Callable[[Value, Value | None], Value]
+# Products that one lane adds up before the lanes are summed, which keeps rounding errors low.
+_RUN = 512
 
 
-def dot_products(
-    b: Builder,
-    math: SizeMath,
-    length: Size,
-    dtype: str,
-    row: tuple[Value, str, LoadVector],
-    columns: tuple[Value, str, LoadVector],
-    offsets: list[Size],
-) -> Value:
-    """The dot products of one row of A with as many columns of B as a vector has lanes, one in each lane.
+@dataclass(frozen=True)
+class Dots:
+    """One micro-kernel: C[i, j] = the sum over k of A[i, k] B[j, k], vectors along k.
 
-    Args:
-        length: of the row and the columns.
-        dtype: of the sums.
-        row: the first element, its dtype in memory, and how a vector of it is loaded.
-        columns: the same of the first column.
-        offsets: how many elements each column begins behind the first.
+    Attributes:
+        dtype: of the sums and of C.
+        a, b: the operands' dtypes in memory.
+        lanes: elements of a vector.
+        rows, columns: of the tile; powers of 2.
+        depth: how many vectors along K add up beside each other, so that enough sums are in flight.
+        masked: it stores only the rows and columns that exist, else whole tiles.
     """
-    lanes = len(offsets)
-    at_row, row_dtype, load_row = row
-    at_columns, column_dtype, load_column = columns
-    whole = math.mul(math.div(length, lanes), lanes)
-    ragged = not isinstance(length, int) or length != whole
-    masked = ragged and b.target.can_mask(row_dtype) and b.target.can_mask(column_dtype)
 
-    def step(at: Value, *before: Value) -> list[Value]:
-        mask = b.lane_mask(b.isub(math.value(length), at), lanes) if masked else None
-        across = load_row(math.corner(at_row, at, row_dtype), mask)
-        corner = math.corner(at_columns, at, column_dtype)
-        return [
-            b.fma(across, load_column(math.gep(corner, offset, column_dtype), mask), total)
-            for offset, total in zip(offsets, before)
-        ]
+    dtype: str
+    a: str
+    b: str
+    lanes: int
+    rows: int
+    columns: int
+    depth: int
+    masked: bool
 
-    zeros = [b.const(0, dtype, lanes)] * lanes
-    end = length if masked else whole
-    sums = sum_lanes(b, b.loop(b.const(0, "int64"), math.value(end), lanes, step, zeros, hint="k"))
-    if not ragged or masked:
-        return sums
+    @property
+    def name(self) -> str:
+        kinds = self.dtype if self.a == self.b == self.dtype else f"{self.dtype}.{self.a}.{self.b}"
+        return f"dots.{kinds}.{self.rows}x{self.columns}x{self.depth * self.lanes}{'.m' if self.masked else ''}"
 
-    def single(at: Value, total: Value) -> list[Value]:
-        spread = b.splat(b.cast(b.load(b.gep(at_row, at, row_dtype), row_dtype), dtype), lanes)
-        corner = b.gep(at_columns, at, column_dtype)
-        column = b.undef(dtype, lanes)
-        for lane, offset in enumerate(offsets):
-            element = b.load(math.gep(corner, offset, column_dtype), column_dtype)
-            column = b.insert(column, b.cast(element, dtype), lane)
-        return [b.fma(spread, column, total)]
+    @property
+    def group(self) -> int:
+        """How many dot products one vector holds in the end."""
+        return min(self.lanes, self.rows * self.columns)
 
-    (total,) = b.loop(math.value(whole), math.value(length), 1, single, [sums], hint="rest")
-    return total
+    def call(
+        self,
+        out: Builder,
+        addresses: tuple[Value, Value, Value],
+        length: Value,
+        strides: tuple[Value, Value, Value],
+        columns: Value,
+        left: Value,
+    ) -> None:
+        """Run it.
+
+        Args:
+            out: the module.
+            addresses: of the first elements of A, B and C.
+            length: of K.
+            strides: in elements: from one row of A to the next, from one column of B to the next, and C's along rows.
+            columns, left: how many columns and rows there are, at least one; further ones repeat the last.
+        """
+        params = [(name, "ptr") for name in "abc"]
+        params += [(name, "int64") for name in ("length", "a_row", "b_column", "c_row", "columns", "left")]
+        args = [*addresses, length, *strides, columns, left]
+        out.helper(self.name, params, lambda *values: _Writer(out, self, values).write(), args)
+
+
+class _Writer:
+    """Writes the function of one micro-kernel."""
+
+    def __init__(self, b: Builder, dots: Dots, values: Sequence[Value]) -> None:
+        self.b = b
+        self.dots = dots
+        self.at_a, self.at_b, self.at_c, self.length, self.a_row, self.b_column, self.c_row, *rest = values
+        self.columns, self.left = rest
+        can_mask = b.target.can_mask
+        self.masks_k = can_mask(dots.a) and can_mask(dots.b)
+
+    def write(self) -> None:
+        b, dots = self.b, self.dots
+        rows = self._starts(self.at_a, self.a_row, dots.rows, self.left, dots.a)
+        columns = self._starts(self.at_b, self.b_column, dots.columns, self.columns, dots.b)
+        lanes = b.const(dots.lanes, "int64")
+        run = b.const(_RUN * dots.lanes, "int64")
+        whole = self.length if self.masks_k else b.imul(b.sdiv(self.length, lanes), lanes)
+        zeros = [b.const(0, dots.dtype, dots.group)] * (dots.rows * dots.columns // dots.group)
+
+        def block(start: Value, *totals: Value) -> list[Value]:
+            end = b.minimum(b.iadd(start, run), whole)
+            return [b.fadd(x, y) for x, y in zip(totals, self._block(rows, columns, start, end))]
+
+        sums = b.loop(b.const(0, "int64"), whole, run, block, zeros, hint="block")
+        if not self.masks_k:
+            sums = self._rest(rows, columns, whole, sums)
+        self._store(sums)
+
+    def _starts(self, first: Value, step: Value, count: int, exist: Value, dtype: str) -> list[Value]:
+        """The addresses of rows or columns; those that do not exist repeat the last."""
+        b = self.b
+        last = b.isub(exist, b.const(1, "int64"))
+        inside = [b.minimum(b.const(i, "int64"), last) for i in range(1, count)]
+        return [first, *[b.gep(first, b.imul(i, step), dtype) for i in inside]]
+
+    def _block(self, rows: list[Value], columns: list[Value], start: Value, end: Value) -> list[Value]:
+        """The dot products over a range of K, row after row."""
+        b, dots = self.b, self.dots
+        count = dots.rows * dots.columns
+        zeros = [b.const(0, dots.dtype, dots.lanes)] * count
+
+        def products(at: Value, mask: Value | None, sums: Sequence[Value]) -> list[Value]:
+            across = [self._load(row, at, dots.a, mask) for row in rows]
+            down = [self._load(column, at, dots.b, mask) for column in columns]
+            pairs = [(x, y) for x in across for y in down]
+            return [b.fma(x, y, total) for (x, y), total in zip(pairs, sums)]
+
+        def several(at: Value, *sums: Value) -> list[Value]:
+            after: list[Value] = []
+            for i in range(dots.depth):
+                place = b.iadd(at, b.const(i * dots.lanes, "int64")) if i else at
+                after += products(place, None, sums[i * count : (i + 1) * count])
+            return after
+
+        def single(at: Value, *sums: Value) -> list[Value]:
+            mask = b.lane_mask(b.isub(end, at), dots.lanes) if self.masks_k else None
+            return products(at, mask, sums)
+
+        step = b.const(dots.depth * dots.lanes, "int64")
+        whole = b.iadd(start, b.imul(b.sdiv(b.isub(end, start), step), step))
+        sums = b.loop(start, whole, dots.depth * dots.lanes, several, zeros * dots.depth, hint="k")
+        while len(sums) > count:
+            half = len(sums) // 2
+            sums = [b.fadd(x, y) for x, y in zip(sums[:half], sums[half:])]
+        sums = b.loop(whole, end, dots.lanes, single, sums, hint="rest")
+        return [sum_lanes(b, sums[i : i + dots.group]) for i in range(0, count, dots.group)]
+
+    def _load(self, base: Value, at: Value, dtype: str, mask: Value | None) -> Value:
+        b, dots = self.b, self.dots
+        place = b.gep(base, at, dtype)
+        held = b.load(place, dtype, dots.lanes) if mask is None else b.masked_load(place, dtype, mask)
+        return b.cast(held, dots.dtype)
+
+    def _rest(self, rows: list[Value], columns: list[Value], begin: Value, sums: list[Value]) -> list[Value]:
+        """What is left of K without masks, element by element."""
+        b, dots = self.b, self.dots
+        pairs = [(row, column) for row in rows for column in columns]
+
+        def step(at: Value, *totals: Value) -> list[Value]:
+            after = []
+            for group, total in enumerate(totals):
+                held = pairs[group * dots.group : (group + 1) * dots.group]
+                x = self._elements([row for row, _ in held], at, dots.a)
+                y = self._elements([column for _, column in held], at, dots.b)
+                after.append(b.fma(x, y, total))
+            return after
+
+        return b.loop(begin, self.length, 1, step, sums, hint="rest")
+
+    def _elements(self, bases: list[Value], at: Value, dtype: str) -> Value:
+        """One element from each place."""
+        b, dots = self.b, self.dots
+        elements = [b.cast(b.load(b.gep(base, at, dtype), dtype), dots.dtype) for base in bases]
+        if len(elements) == 1:
+            return elements[0]
+        vector = b.undef(dots.dtype, len(elements))
+        for lane, element in enumerate(elements):
+            vector = b.insert(vector, element, lane)
+        return vector
+
+    def _store(self, sums: list[Value]) -> None:
+        b, dots = self.b, self.dots
+        corner = self.at_c
+        for i in range(dots.rows):
+            if i:
+                corner = b.gep(corner, self.c_row, dots.dtype)
+            if i == 0 or not dots.masked:
+                self._store_row(corner, i, sums)
+                continue
+            exists = b.icmp("sgt", self.left, b.const(i, "int64"))
+            b.branch(exists, partial(self._store_row, corner, i, sums), hint="row")
+
+    def _store_row(self, corner: Value, row: int, sums: list[Value]) -> None:
+        b, dots = self.b, self.dots
+        piece = min(dots.columns, dots.group)
+        for j in range(0, dots.columns, piece):
+            group, lane = divmod(row * dots.columns + j, dots.group)
+            value = sums[group]
+            if piece == 1:
+                value = b.extract(value, lane)
+            elif piece < dots.group:
+                value = b.shuffle(value, None, range(lane, lane + piece))
+            place = b.gep(corner, j, dots.dtype) if j else corner
+            if dots.masked and dots.columns > 1:
+                left = b.maximum(b.isub(self.columns, b.const(j, "int64")), b.const(0, "int64"))
+                b.masked_store(value, place, b.lane_mask(left, piece))
+            else:
+                b.store(value, place)
 
 
 def interleaved(b: Builder, x: Value, y: Value) -> tuple[Value, Value]:
@@ -79,11 +214,16 @@ def fence(b: Builder, x: Value) -> Value:
 
 
 def sum_lanes(b: Builder, rows: list[Value]) -> Value:
-    """The sum of each vector's lanes, one in each lane; as many vectors as lanes, a power of 2."""
+    """The sum of each vector's lanes, one in each lane of the result; no more vectors than lanes, a power of 2."""
+    count = len(rows)
     while len(rows) > 1:
         half = len(rows) // 2
         rows = [fence(b, b.fadd(*interleaved(b, x, y))) for x, y in zip(rows[:half], rows[half:])]
-    return rows[0]
+    (total,) = rows
+    while total.lanes > count:
+        half = total.lanes // 2
+        total = b.fadd(b.shuffle(total, None, range(half)), b.shuffle(total, None, range(half, 2 * half)))
+    return total
 
 
 def transposed(b: Builder, rows: list[Value]) -> list[Value]:
@@ -97,4 +237,4 @@ def transposed(b: Builder, rows: list[Value]) -> list[Value]:
     return rows
 
 
-__all__ = ["dot_products", "sum_lanes", "transposed"]
+__all__ = ["Dots", "sum_lanes", "transposed"]

@@ -1,4 +1,4 @@
-"""Emission of matrix products: the loops over panels, blocks and tiles, and the copies that they read."""
+"""Emission of matrix products: the loops over panels, blocks and tiles, and who runs which of them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from graphkb.codegen.builder import ITEM_SIZES, Builder, Value
+from graphkb.codegen.emit_values import Values
 from graphkb.codegen.gemm import Gemm, rest_of
-from graphkb.codegen.gemm_dots import transposed
-from graphkb.codegen.gemm_micro import Block, Micro, Panel, Rows, Tile
-from graphkb.codegen.gemm_sizes import Size, SizeMath
-from graphkb.codegen.gemm_tiling import even_height
+from graphkb.codegen.gemm_dots import Dots
+from graphkb.codegen.gemm_micro import Micro
+from graphkb.codegen.gemm_pack import copy_columns, copy_padded, copy_rows, copy_turned
+from graphkb.codegen.gemm_sizes import Size, SizeMath, Truth
+from graphkb.codegen.gemm_store import Epilogue, row_extents
+from graphkb.codegen.gemm_tiling import even_height, narrowed
 from graphkb.codegen.loops import Load, Var
-from graphkb.ir.dims import Symbol, product
-
-# How much more work than needed is better than another piece of code for the last columns.
-_REPEATED = 1.05
+from graphkb.codegen.threads import parallel_region
+from graphkb.ir.dims import Dim, product
 
 
 def emit_gemm(b: Builder, kernel: Gemm) -> None:
@@ -24,44 +25,86 @@ def emit_gemm(b: Builder, kernel: Gemm) -> None:
     params += [("scratch", "ptr")] if kernel.scratch != 0 else []
     params += [(f"s{i}", "int64") for i in range(len(kernel.symbols))]
     with b.function(kernel.name, params, linkage="internal") as values:
-        pointers = {buffer.position: value for buffer, value in zip(kernel.buffers, values)}
-        rest = values[len(kernel.buffers) :]
-        scratch = rest.pop(0) if kernel.scratch != 0 else b.null()
-        _Product(b, kernel, pointers, scratch, dict(zip(kernel.symbols, rest))).run()
+        _Product(b, kernel, values).run()
         b.ret()
 
 
 @dataclass(frozen=True)
-class _Tiles:
-    """Tiles of one height from row `first` to `end`; the last one may be cut short, or begin earlier to end there."""
+class _Panel:
+    """Columns of C from `first` on, in tiles so many vectors wide; `ragged` ones need not fill the last vector."""
 
     first: Size
+    columns: Size
+    vectors: int
+    lanes: int
+    ragged: bool = False
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A range of K; `first` and `last` tell whether the sums begin and end with it."""
+
+    start: Size
+    length: Size
+    first: Truth
+    last: Truth
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Tiles of one height: number i begins at row `base + i * height`; a clamped one may have fewer rows."""
+
+    begin: Size
     end: Size
+    base: Size
     height: int
     clamped: bool = False
-    overlaps: bool = False
 
 
 class _Product:
-    """The function of one kernel."""
+    """The code of one kernel inside one function, which may be a part that runs on any thread."""
 
-    def __init__(
-        self, b: Builder, kernel: Gemm, pointers: dict[int, Value], scratch: Value, symbols: dict[Symbol, Value]
-    ) -> None:
+    def __init__(self, b: Builder, kernel: Gemm, values: Sequence[Value]) -> None:
         self.b = b
         self.kernel = kernel
-        self.tiling = kernel.tiling
+        self.captured = list(values)
+        self.t = kernel.tiling
         self.math = SizeMath(b)
-        self.micro = Micro(b, kernel, self.math, pointers, symbols)
-        self.size = self.micro.size
-        offset_b = kernel.packed_a
-        offset_partial = offset_b + kernel.packed_b
-        self.packed_a = scratch
-        self.packed_b = b.byte_offset(scratch, self.math.value(self.size(offset_b)))
-        self.micro.partial = b.byte_offset(scratch, self.math.value(self.size(offset_partial)))
+        rest = list(values)
+        self.pointers = {buffer.position: rest.pop(0) for buffer in kernel.buffers}
+        self.scratch = rest.pop(0) if kernel.scratch != 0 else b.null()
+        self.symbols = dict(zip(kernel.symbols, rest))
+        self.body = Values(b, self.pointers, self.symbols)
+        self.slot: Size = 0
+        self._memory: Value | None = None
+        self._offsets: Value | None = None
 
+    def size(self, dim: Dim) -> Size:
+        """A size as an integer if it is known, else its value."""
+        return dim if isinstance(dim, int) else self.body.sizes.value(dim)
+
+    # ------------------------------------------------------------------ who runs what
     def run(self) -> None:
-        self._over(self.kernel.outer, self._matrix)
+        parts, outer = self.kernel.parts, self.kernel.outer
+        if parts.axis == "outer":
+            self._share(_Product.matrices)
+        else:
+            self._over(outer, self._matrix)
+
+    def matrices(self, begin: Size, end: Size) -> None:
+        """Products of some values of the outer variables, counted from the last one on."""
+        math, outer = self.math, self.kernel.outer
+
+        def one(at: Size) -> None:
+            for var in reversed(outer[1:]):
+                extent = self.size(var.extent)
+                self.body.vars[var] = math.value(math.rem(at, extent))
+                at = math.quotient(at, extent)
+            self.body.vars[outer[0]] = math.value(at)
+            self.copy_operands()
+            self.tiles(0, self._count_panels(), None)
+
+        math.loop(begin, end, 1, one, "matrix")
 
     def _over(self, variables: Sequence[Var], inside: Callable[[], None]) -> None:
         """Loops over whole variables."""
@@ -71,322 +114,468 @@ class _Product:
         first, *rest = variables
 
         def body(at: Size) -> None:
-            self.micro.body.vars[first] = self.math.value(at)
+            self.body.vars[first] = self.math.value(at)
             self._over(rest, inside)
 
         self.math.loop(0, self.size(first.extent), 1, body, first.name)
 
-    # ------------------------------------------------------------------ loops
     def _matrix(self) -> None:
-        """One product."""
-        if self.tiling.pack_a:
-            self._pack_a()
-        if self.tiling.streams:
-            self._stream()
+        """One product, shared out inside."""
+        axis = self.kernel.parts.axis
+        self.copy_operands()
+        if axis == "columns":
+            self._share(lambda part, begin, end: part.tiles(begin, end, None))
+        elif axis == "rows":
+            self._share(lambda part, begin, end: part.tiles(0, part._count_panels(), (begin, end)))
         else:
-            self._panels(self._panel)
+            self.tiles(0, self._count_panels(), None)
 
-    def _panels(self, each: Callable[[Panel], None]) -> None:
-        """All panels of columns."""
-        t, math = self.tiling, self.math
-        n = self.size(self.kernel.n.extent)
-        if isinstance(n, int) and t.overlap and n >= t.width and n % t.width:
-            columns = -(-n // t.lanes)
-            if -(-columns // t.vectors) * t.vectors <= columns * _REPEATED:
-                last = n - t.width
-                math.loop(0, n, t.width, lambda at: each(Panel(math.minimum(at, last), t.vectors)), "panel")
+    def _share(self, run: Callable[[_Product, Size, Size], None]) -> None:
+        """Run all units of a parallel region, in groups if each of those has memory of its own."""
+        kernel, parts, math = self.kernel, self.kernel.parts, self.math
+        units, group = self.size(parts.units), self.size(parts.group)
+        outer = [] if parts.axis == "outer" else [self.body.vars[v] for v in kernel.outer]
+
+        def part(held: Sequence[Value], begin: Value, end: Value) -> None:
+            piece = _Product(self.b, kernel, held[: len(self.captured)])
+            piece.body.vars.update(zip(kernel.outer, held[len(self.captured) :]))
+            units, group = piece.size(parts.units), piece.size(parts.group)
+            if group == 1 and not kernel.keeps:
+                run(piece, math.known(begin), math.known(end))
                 return
-        whole = math.mul(math.div(n, t.width), t.width)
-        math.loop(0, whole, t.width, lambda at: each(Panel(at, t.vectors)), "panel")
-        if isinstance(n, int) and isinstance(whole, int):
-            rest = n - whole
-            if rest:
-                each(self._edge(whole, -(-rest // t.lanes), rest))
-            return
+
+            def one(slot: Size) -> None:
+                piece.slot = slot
+                first = math.mul(slot, group)
+                run(piece, first, math.minimum(math.add(first, group), units))
+
+            math.loop(math.known(begin), math.known(end), 1, one, "group")
+
+        count = math.quotient(math.sub(math.add(units, group), 1), group)
+        grain = self.size(parts.grain)
+        parallel_region(self.b, math.value(count), math.value(grain), [*self.captured, *outer], part)
+
+    # ------------------------------------------------------------------ panels, blocks and tiles
+    def _count_panels(self) -> Size:
+        n = self.size(self.kernel.n.extent)
+        return self.math.div(self.math.add(n, self.t.width - 1), self.t.width)
+
+    def tiles(self, begin: Size, end: Size, rows: tuple[Size, Size] | None) -> None:
+        """Some panels of columns, and of each some tiles of rows, all if none are told."""
+        if self.t.streams:
+            self._stream(begin, end)
+        else:
+            self._panels(begin, end, lambda panel: self._panel(panel, rows))
+
+    def _panels(self, begin: Size, end: Size, each: Callable[[_Panel], None]) -> None:
+        t, math = self.t, self.math
+        n, vectors = self.size(self.kernel.n.extent), self.t.vectors
+        whole = math.div(n, t.width)
+
+        def full(at: Size) -> None:
+            each(_Panel(math.mul(at, t.width), t.width, vectors, t.lanes))
 
         def edge(at: Size) -> None:
-            each(self._edge(at, 1, math.minimum(math.sub(n, at), t.lanes)))
+            # There is at most one, so that its place is known where the columns are.
+            first = math.mul(at if isinstance(whole, Value) else whole, t.width)
+            left = math.sub(n, first)
+            if t.dots:
+                each(_Panel(first, left, vectors, t.lanes, ragged=True))
+                return
+            if isinstance(left, int) and isinstance(first, int):
+                for panel in self._last_panels(first, left):
+                    each(panel)
+                return
 
-        math.loop(whole, n, t.lanes, edge, "edge")
+            def single(at: Size) -> None:
+                each(_Panel(at, math.minimum(math.sub(n, at), t.lanes), 1, t.lanes, ragged=True))
 
-    def _stream(self) -> None:
+            math.loop(first, n, t.lanes, single, "edge")
+
+        if isinstance(n, int) and n % t.width == 0:
+            math.loop(begin, end, 1, full, "panel")
+            return
+        if whole != 0:
+            math.loop(begin, math.minimum(end, whole), 1, full, "panel")
+        math.loop(math.maximum(begin, whole), end, 1, edge, "last")
+
+    def _last_panels(self, first: int, left: int) -> list[_Panel]:
+        """What is left of the columns: the last few in a narrow vector of their own where that takes less time."""
+        lanes = self.t.lanes
+        rest = left % lanes
+        narrow = narrowed(rest, lanes, ITEM_SIZES[self.kernel.dtype]) if rest and self.t.masks else lanes
+        if narrow == lanes:
+            return [_Panel(first, left, -(-left // lanes), lanes, rest != 0)]
+        last = _Panel(first + left - rest, rest, 1, narrow, rest != narrow)
+        return [*([_Panel(first, left - rest, left // lanes, lanes)] if left > rest else []), last]
+
+    def _stream(self, begin: Size, end: Size) -> None:
         """A few rows of B after another, each from end to end."""
-        k, step = self.kernel.k.extent, self.tiling.block
+        k, step, math = self.kernel.k.extent, self.t.block, self.math
         assert isinstance(k, int)
 
         def rows_of_b(at: Size, length: int) -> None:
-            last = self.math.compare("ge", self.math.add(at, length), k)
-            block = Block(at, length, self.math.compare("eq", at, 0), last)
-            self._panels(lambda panel: self._block(panel, block, self._rows(panel)))
+            block = _Block(at, length, math.compare("eq", at, 0), math.compare("ge", math.add(at, length), k))
+            self._panels(begin, end, lambda panel: self._rows(panel, block, None))
 
         whole = k // step * step
-        self.math.loop(0, whole, step, lambda at: rows_of_b(at, step), "rows")
+        math.loop(0, whole, step, lambda at: rows_of_b(at, step), "rows")
         if k > whole:
             rows_of_b(whole, k - whole)
 
-    def _edge(self, first: Size, vectors: int, columns: Size) -> Panel:
-        """The last panel, which need not fill its vectors."""
-        if columns == vectors * self.tiling.lanes:
-            return Panel(first, vectors)
-        return Panel(first, vectors, columns, self.micro.mask(columns, vectors))
-
-    def _panel(self, panel: Panel) -> None:
+    def _panel(self, panel: _Panel, rows: tuple[Size, Size] | None) -> None:
         """A panel of C: block by block of K, all rows."""
-        kernel, t, math = self.kernel, self.tiling, self.math
+        kernel, t, math = self.kernel, self.t, self.math
         k = self.size(kernel.k.extent)
-        rows = self._rows(panel)
 
         def block(at: Size) -> None:
             length = math.minimum(math.sub(k, at), t.block)
-            if isinstance(k, int) and k <= t.block:
+            if kernel.one_block:
                 length = k
-            end = math.compare("ge", math.add(at, t.block), k)
-            start = math.compare("eq", at, 0)
+            end = True if kernel.one_block else math.compare("ge", math.add(at, t.block), k)
+            start: Truth = True if kernel.one_block else math.compare("eq", at, 0)
             for var in kernel.segments:
-                here = self.micro.body.vars[var]
+                here = self.body.vars[var]
                 start = math.both(start, math.compare("eq", here, 0))
                 end = math.both(end, math.compare("eq", here, math.sub(self.size(var.extent), 1)))
-            self._block(panel, Block(at, length, start, end), rows)
+            self._rows(panel, _Block(at, length, start, end), rows)
 
         def blocks() -> None:
-            if isinstance(k, int) and k <= t.block:
+            if kernel.one_block:
                 block(0)
             else:
                 math.loop(0, math.maximum(k, 1), t.block, block, "block")
 
         self._over(kernel.segments, blocks)
 
-    def _block(self, panel: Panel, block: Block, rows: list[_Tiles]) -> None:
-        kernel, math, t = self.kernel, self.math, self.tiling
-        source = self._source_b(panel, block)
-        m = self.size(kernel.m.extent)
-        base = self.packed_a if t.pack_a else self._base(kernel.a, *kernel.rows, kernel.k, *kernel.inner)
-        shift = math.mul(block.start, self._padded(m, rows))
-        for group in rows:
+    def _rows(self, panel: _Panel, block: _Block, rows: tuple[Size, Size] | None) -> None:
+        source, step = self._source_b(panel, block)
+        for group in self._groups(panel, rows):
 
-            def tile(at: Size, group: _Tiles = group) -> None:
-                left = math.sub(m, at) if group.clamped else None
-                row = math.minimum(at, math.sub(m, group.height)) if group.overlaps else at
-                if t.pack_a:
-                    place = math.gep(base, math.add(shift, math.mul(at, block.length)), kernel.dtype)
-                    a = Rows(place, group.height, kernel.dtype)
-                else:
-                    step = self.size(kernel.a.index.factor(kernel.k))
-                    a = Rows(self._at(base, kernel.a, row, block.start), step, kernel.a.dtype)
-                self.micro.tile(panel, block, Tile(row, at, group.height, left), a, source)
+            def tile(at: Size, group: _Group = group) -> None:
+                self._tile(panel, block, group, at, source, step)
 
-            math.loop(group.first, group.end, group.height, tile, "row")
+            self.math.loop(group.begin, group.end, 1, tile, "row")
 
-    def _padded(self, m: Size, rows: list[_Tiles]) -> Size:
-        """The rows of A with those that the last tile adds."""
-        height = self.tiling.rows
-        if not any(group.clamped or group.overlaps for group in rows):
-            return m
-        return self.math.mul(self.math.div(self.math.add(m, height - 1), height), height)
+    def _groups(self, panel: _Panel, rows: tuple[Size, Size] | None) -> list[_Group]:
+        """The tiles of a panel: of two heights where the rows are known, else the last one may be cut short."""
+        t, math, kernel = self.t, self.math, self.kernel
+        m, most = self.size(kernel.m.extent), t.rows
+        if isinstance(m, int) and not t.dots:
+            if rows is None and not t.pack_a and panel.vectors < t.vectors:
+                most = even_height(m, min(t.most_rows, max(most, t.rows * t.vectors // panel.vectors)))
+            count = -(-m // most)
+            tall = m - count * (most - 1)
+            begin, end = rows if rows is not None else (0, count)
+            groups = [_Group(begin, math.minimum(end, tall), 0, most)]
+            if tall < count:
+                groups.append(_Group(math.maximum(begin, tall), end, tall, most - 1))
+            return groups
+        whole = math.div(m, most)
+        begin, end = rows if rows is not None else (0, math.div(math.add(m, most - 1), most))
+        groups = [_Group(begin, math.minimum(end, whole), 0, most)] if whole != 0 else []
+        if not isinstance(m, int) or m % most:
+            groups.append(_Group(math.maximum(begin, whole), end, 0, most, clamped=True))
+        return groups
 
-    def _rows(self, panel: Panel) -> list[_Tiles]:
-        """The tiles of a panel.
-
-        Where rows may be computed twice, the last tile overlaps the one before. Else heights are even where the rows
-        are known, and the last tile is cut short where they are not.
-        """
-        t = self.tiling
-        m, most = self.size(self.kernel.m.extent), t.rows
-        if not isinstance(m, int):
-            return self._unknown_rows(m)
-        if not t.pack_a and panel.vectors < t.vectors:
-            most = min(12, max(most, t.rows * t.vectors // panel.vectors))
-        if t.overlap:
-            height = t.rows if t.pack_a else even_height(m, most)
-            return [_Tiles(0, m, height, overlaps=m % height != 0)]
-        count = -(-m // most)
-        height = -(-m // count)
-        tall = m - count * (height - 1)
-        rows = [_Tiles(0, tall * height, height)]
-        if tall < count:
-            rows.append(_Tiles(tall * height, m, height - 1))
-        return rows
-
-    def _unknown_rows(self, m: Value) -> list[_Tiles]:
-        t, math = self.tiling, self.math
-        if t.rows == 1:
-            return [_Tiles(0, m, 1)]
-        if t.overlap:
-            # What is left for the other tiles: all rows if there are too few for one whole tile.
-            whole = math.select(math.compare("ge", m, t.rows), m, 0)
-        else:
-            whole = math.mul(math.div(m, t.rows), t.rows)
+    def _tile(self, panel: _Panel, block: _Block, group: _Group, at: Size, source: Value, step: Size) -> None:
+        """One tile: its sums of one block, then the epilogue if these were the last."""
+        b, kernel, math, t = self.b, self.kernel, self.math, self.t
+        row = math.add(math.mul(at, group.height), group.base)
+        rows = math.minimum(math.sub(self.size(kernel.m.extent), row), group.height) if group.clamped else group.height
         if t.pack_a:
-            return [_Tiles(0, whole, t.rows, overlaps=t.overlap), _Tiles(whole, m, t.rows, clamped=True)]
-        one = math.select(math.compare("eq", math.sub(m, whole), 1), m, whole)
-        tail = [_Tiles(whole, one, 1), _Tiles(one, m, t.rows, clamped=True)]
-        return [_Tiles(0, whole, t.rows, overlaps=t.overlap), *tail]
+            place = math.add(math.mul(block.start, self._padded_rows()), math.mul(row, block.length))
+            a = math.gep(self._packed_a(), place, kernel.dtype)
+            strides: tuple[Size, ...] = (1, group.height, step)
+        else:
+            a = self._row_of_a(row, block.start)
+            along = self._factor(kernel.a, kernel.k)
+            if len(kernel.rows) > 1:
+                strides = (self._scattered(row, group, rows), along, step)
+            else:
+                strides = (self._factor(kernel.a, kernel.m), along, step)
+        direct = kernel.stores_sums and (t.masks or not panel.ragged) and not t.streams
+        direct = direct and not (group.clamped and t.dots and not t.masks)
+        c, pitch = self._place(row, panel) if direct else self._set_aside(row, panel)
+        add = self.math.select(block.first, 0, 1)
+        self._multiply(panel, group, block, (a, source, c), (*strides, pitch), add, rows)
+        if direct:
+            return
+
+        def finish() -> None:
+            places = {**self.body.vars, kernel.m: math.value(row), kernel.n: math.value(panel.first)}
+            epilogue = self._epilogue()
+            epilogue.call(b, self.pointers, self.symbols, places, c, math.value(rows), math.value(panel.columns))
+
+        if isinstance(block.last, bool):
+            if block.last:
+                finish()
+        else:
+            b.branch(block.last, finish, hint="last")
+
+    def _multiply(
+        self,
+        panel: _Panel,
+        group: _Group,
+        block: _Block,
+        addresses: tuple[Value, Value, Value],
+        strides: tuple[Size, ...],
+        add: Size,
+        rows: Size,
+    ) -> None:
+        """Call the micro-kernel of a tile."""
+        kernel, t = self.kernel, self.t
+        value = self.math.value
+        length, columns, left = value(block.length), value(panel.columns), value(rows)
+        copied = t.pack_b or (panel.ragged and not t.masks and not t.dots)
+        narrow = kernel.dtype if copied else kernel.b.dtype
+        a_dtype = kernel.dtype if t.pack_a else kernel.a.dtype
+        if t.dots:
+            a_row, _, b_column, c_row = map(value, strides)
+            dots = Dots(kernel.dtype, a_dtype, narrow, t.lanes, t.rows, t.width, t.depth, t.masks)
+            dots.call(self.b, addresses, length, (a_row, b_column, c_row), columns, left)
+            return
+        # Masks cost nothing with AVX-512, so that one micro-kernel serves all panels.
+        masked = t.masks and panel.lanes > 1 and (panel.ragged or self.b.target.is_avx512)
+        micro = Micro(
+            kernel.dtype,
+            a_dtype,
+            narrow,
+            panel.lanes,
+            group.height,
+            panel.vectors,
+            adds=add != 0,
+            masked=masked,
+            clamped=group.clamped,
+            scattered=len(kernel.rows) > 1,
+            inner=len(kernel.inner),
+            apart=kernel.summed_apart,
+        )
+        a_row, a_k, b_k, c_row = map(value, strides)
+        inner = [
+            (
+                value(self.size(var.extent)),
+                value(self._factor(kernel.a, var)),
+                value(self._inner_step(panel, i, copied)),
+            )
+            for i, var in enumerate(kernel.inner)
+        ]
+        micro.call(self.b, addresses, length, (a_row, a_k, b_k, c_row), value(add), columns, left, inner)
+
+    def _inner_step(self, panel: _Panel, level: int, copied: bool) -> Size:
+        """How far apart the rounds of an inner axis lie in B."""
+        kernel = self.kernel
+        if not copied:
+            return self._factor(kernel.b, kernel.inner[level])
+        rows = self.size(product((kernel.k.extent, *[v.extent for v in kernel.inner[level + 1 :]])))
+        return self.math.mul(rows, panel.vectors * panel.lanes)
+
+    # ------------------------------------------------------------------ where sums go
+    def _place(self, row: Size, panel: _Panel) -> tuple[Value, Size]:
+        """The place of a tile in the result, and the step from row to row."""
+        kernel, math = self.kernel, self.math
+        store = kernel.store
+        base = self.body.address_of(store.buffer, rest_of(store.index, *kernel.rows, kernel.n))
+        step = self.size(store.index.factor(kernel.rows[-1]))
+        return math.gep(base, math.add(math.mul(row, step), panel.first), store.buffer.dtype), step
+
+    def _set_aside(self, row: Size, panel: _Panel) -> tuple[Value, Size]:
+        """Where the sums of a tile wait for the next block or for the epilogue, and the step from row to row."""
+        kernel, math, t = self.kernel, self.math, self.t
+        if kernel.partial == 0:
+            if self._memory is None:
+                self._memory = self.b.alloca(kernel.dtype, max(t.rows, t.most_rows) * t.width + t.lanes)
+            return self._memory, t.width
+        base = self._slot_of(self.size(kernel.before_partial), kernel.partial, kernel.keeps_partial)
+        if t.streams:
+            place = math.add(math.mul(row, kernel.pitch), panel.first)
+        else:
+            place = math.mul(row, kernel.pitch)
+        return math.gep(base, place, kernel.dtype), kernel.pitch
+
+    def _epilogue(self) -> Epilogue:
+        kernel, t = self.kernel, self.t
+        m, n = kernel.m.extent, kernel.n.extent
+        columns = t.width if isinstance(n, int) and n % t.width == 0 else None
+        if isinstance(n, int) and n < t.width and (t.dots or len(self._last_panels(0, n)) == 1):
+            columns = n
+        # The last panel has taller tiles if it is narrower than the others.
+        alike = t.dots or t.pack_a or columns is not None or kernel.parts.axis == "rows"
+        rows = t.rows if alike and isinstance(m, int) and m % t.rows == 0 else None
+        return Epilogue(kernel, f"{kernel.name}.store", kernel.outer, kernel.pitch, rows, columns)
+
+    def _slot_of(self, offset: Size, nbytes: Dim, slotted: bool) -> Value:
+        """The address of working memory; `slotted` memory exists once for each group of units."""
+        math = self.math
+        if slotted:
+            offset = math.add(offset, math.mul(self.slot, self.size(nbytes)))
+        return math.gep(self.scratch, offset, "uint8")
 
     # ------------------------------------------------------------------ operands
-    def _base(self, load: Load, *inner: Var) -> Value:
-        """The address of an operand's first element for the outer variables at hand."""
-        return self.micro.body.address_of(load.buffer, rest_of(load.index, *inner))
+    def _factor(self, load: Load, var: Var) -> Size:
+        return self.size(load.index.factor(var))
 
-    def _at(self, base: Value, load: Load, row: Size, start: Size) -> Value:
+    def _at(self, load: Load, across: Var, position: Size, start: Size) -> Value:
         """The address of an operand's element at a row of A or column of B, and a place in K."""
-        math, kernel = self.math, self.kernel
-        if load is kernel.a:
-            beside = self.micro.row_offset(row)
-        else:
-            beside = math.mul(row, self.size(load.index.factor(kernel.n)))
-        return math.gep(base, math.add(beside, math.mul(start, self.size(load.index.factor(kernel.k)))), load.dtype)
+        math, k = self.math, self.kernel.k
+        base = self.body.address_of(load.buffer, rest_of(load.index, across, k, *self.kernel.inner))
+        place = math.add(math.mul(position, self._factor(load, across)), math.mul(start, self._factor(load, k)))
+        return math.gep(base, place, load.dtype)
 
-    def _source_b(self, panel: Panel, block: Block) -> Rows:
-        """Where a block of B lies, copied if that pays."""
+    def _row_of_a(self, row: Size, start: Size) -> Value:
+        """The address of an element of A at a row, which may count through several axes, and a place in K."""
+        kernel, math = self.kernel, self.math
+        base = self.body.address_of(kernel.a.buffer, rest_of(kernel.a.index, *kernel.rows, kernel.k, *kernel.inner))
+        place = math.add(self._row_offset(row), math.mul(start, self._factor(kernel.a, kernel.k)))
+        return math.gep(base, place, kernel.a.dtype)
+
+    def _row_offset(self, row: Size) -> Size:
+        """How far a row of A lies behind the first, in elements."""
+        rows, math = self.kernel.rows, self.math
+        indices = [row] if len(rows) == 1 else math.split(row, row_extents(rows))
+        total: Size = 0
+        for var, at in zip(rows, indices):
+            total = math.add(total, math.mul(at, self._factor(self.kernel.a, var)))
+        return total
+
+    def _scattered(self, row: Size, group: _Group, count: Size) -> Value:
+        """An array of how far the rows of a tile lie behind its first."""
+        b, math = self.b, self.math
+        if self._offsets is None:
+            self._offsets = b.alloca("int64", max(self.t.rows, self.t.most_rows))
+        first = self._row_offset(row)
+        for i in range(group.height):
+            inside = math.minimum(i, math.sub(count, 1)) if group.clamped else i
+            offset = math.sub(self._row_offset(math.add(row, inside)), first)
+            b.store(math.value(offset), b.gep(self._offsets, i, "int64"))
+        return self._offsets
+
+    def _packed_a(self) -> Value:
+        return self._slot_of(0, self.kernel.packed_a, self.kernel.parts.axis == "outer")
+
+    def _packed_b(self) -> Value:
         kernel = self.kernel
-        base = self._base(kernel.b, kernel.n, kernel.k, *kernel.inner)
-        place = self._at(base, kernel.b, panel.first, block.start)
-        if not self.micro.packed(panel):
-            return Rows(place, self.size(kernel.b.index.factor(kernel.k)), kernel.b.dtype)
-        width = panel.vectors * self.tiling.lanes
-        self._pack_inner(panel, block, place, self.packed_b, kernel.inner)
-        return Rows(self.packed_b, width, kernel.dtype)
+        return self._slot_of(self.size(kernel.before_b), kernel.packed_b, kernel.keeps_b)
 
-    def _pack_inner(self, panel: Panel, block: Block, source: Value, target: Value, inner: Sequence[Var]) -> None:
-        """Copy a block of B for every value of the inner variables, one after another."""
-        if not inner:
+    def _source_b(self, panel: _Panel, block: _Block) -> tuple[Value, Size]:
+        """Where a block of B lies and the step along K, or from column to column of dot products."""
+        kernel, t, math = self.kernel, self.t, self.math
+        if t.dots and t.pack_b:
+            pitch = self._turned_pitch()
+            return math.gep(self._packed_b(), math.mul(panel.first, pitch), kernel.dtype), pitch
+        place = self._at(kernel.b, kernel.n, panel.first, block.start)
+        if t.dots:
+            return place, self._factor(kernel.b, kernel.n)
+        if not t.pack_b and (t.masks or not panel.ragged):
+            return place, self._factor(kernel.b, kernel.k)
+        self._pack_inner(panel, block, place, self._packed_b(), 0)
+        return self._packed_b(), panel.vectors * panel.lanes
+
+    # ------------------------------------------------------------------ copies
+    def _pack_inner(self, panel: _Panel, block: _Block, source: Value, target: Value, level: int) -> None:
+        """Copy a block of a panel of B for every round of the inner axes, one after another."""
+        kernel, math = self.kernel, self.math
+        if level == len(kernel.inner):
             self._pack_b(panel, block, source, target)
             return
-        math, (var, *rest) = self.math, inner
-        width = panel.vectors * self.tiling.lanes
-        depth = self.size(product((self.kernel.k.extent, *[v.extent for v in rest])))
+        var = kernel.inner[level]
+        step = self._inner_step(panel, level, copied=True)
 
         def part(at: Size) -> None:
-            start = math.gep(source, math.mul(at, self.size(self.kernel.b.index.factor(var))), self.kernel.b.dtype)
-            place = math.gep(target, math.mul(at, math.mul(depth, width)), self.kernel.dtype)
-            self._pack_inner(panel, block, start, place, rest)
+            start = math.gep(source, math.mul(at, self._factor(kernel.b, var)), kernel.b.dtype)
+            self._pack_inner(panel, block, start, math.gep(target, math.mul(at, step), kernel.dtype), level + 1)
 
         math.loop(0, self.size(var.extent), 1, part, var.name)
 
-    # ------------------------------------------------------------------ packing
-    def _pack_b(self, panel: Panel, block: Block, source: Value, target: Value) -> None:
-        """Copy a block of B row after row; columns beyond the matrix become zeros or copies of others."""
-        kernel = self.kernel
-        across, along = (self.size(kernel.b.index.factor(v)) for v in (kernel.n, kernel.k))
-        lanes = self.tiling.lanes
-        if across == 1 and lanes > 1 and (panel.columns is None or self.tiling.masks_b):
-            self._pack_rows(panel, block, source, target, along)
-        elif along == 1 and lanes > 1:
-            self._pack_transposed(panel, block, source, target, across)
+    def _pack_b(self, panel: _Panel, block: _Block, source: Value, target: Value) -> None:
+        """Copy a block of a panel of B, row after row."""
+        b, kernel, math, lanes = self.b, self.kernel, self.math, panel.lanes
+        across, along = self._factor(kernel.b, kernel.n), self._factor(kernel.b, kernel.k)
+        dtypes = kernel.b.dtype, kernel.dtype
+        width, length, columns = map(math.value, (panel.vectors * lanes, block.length, panel.columns))
+        masks = all(map(b.target.can_mask, dtypes))
+        few = isinstance(block.length, int) and block.length < (4 if masks else lanes)
+        if across == 1 and (masks or not panel.ragged) and lanes > 1:
+            shape = (panel.vectors, lanes)
+            copy_rows(b, dtypes, source, math.value(along), target, (length, columns), shape)
+        elif along == 1 and lanes > 1 and not few:
+            copy_turned(b, dtypes, source, math.value(across), target, width, (columns, length), lanes)
         else:
-            self._pack_elements(panel, 0, block.length, source, target, across, along)
+            steps = (math.value(along), math.value(across))
+            copy_padded(b, dtypes, source, steps, target, width, (length, columns))
 
-    def _pack_rows(self, panel: Panel, block: Block, source: Value, packed: Value, along: Size) -> None:
-        b, math, kernel, lanes = self.b, self.math, self.kernel, self.tiling.lanes
-        width = panel.vectors * lanes
+    def copy_operands(self) -> None:
+        """Make the copies that all tiles of one product read."""
+        if self.t.pack_a:
+            self._pack_a()
+        if self.t.dots and self.t.pack_b:
+            self._turn_b()
 
-        def row(at: Size) -> None:
-            start = math.corner(source, math.mul(at, along), kernel.b.dtype)
-            target = math.corner(packed, math.mul(at, width), kernel.dtype)
-            for j in range(panel.vectors):
-                last = panel.mask if j == panel.vectors - 1 else None
-                value = self.micro.load_vector(math.gep(start, j * lanes, kernel.b.dtype), kernel.b.dtype, last)
-                b.store(value, math.gep(target, j * lanes, kernel.dtype), align=lanes * ITEM_SIZES[kernel.dtype])
+    def _turned_pitch(self) -> Size:
+        """From one column of B to the next where all of B is copied so that columns lie along K."""
+        return self.size(self.kernel.turned_pitch)
 
-        math.loop(0, block.length, 1, row, "pack")
+    def _turn_b(self) -> None:
+        b, kernel, math, t = self.b, self.kernel, self.math, self.t
+        source = self._at(kernel.b, kernel.n, 0, 0)
+        k, n = self.size(kernel.k.extent), self.size(kernel.n.extent)
+        dtypes, pitch = (kernel.b.dtype, kernel.dtype), math.value(self._turned_pitch())
+        step = math.value(self._factor(kernel.b, kernel.k))
 
-    def _pack_transposed(self, panel: Panel, block: Block, source: Value, packed: Value, across: Size) -> None:
-        """Squares of a vector's length on either side turn over in registers."""
-        b, math, kernel, lanes = self.b, self.math, self.kernel, self.tiling.lanes
-        dtype, width = kernel.b.dtype, panel.vectors * lanes
-        whole = math.mul(math.div(block.length, lanes), lanes)
-        ragged = not isinstance(block.length, int) or block.length != whole
-        masked = ragged and b.target.can_mask(dtype)
+        def turn() -> None:
+            copy_turned(b, dtypes, source, step, self._packed_b(), pitch, (math.value(k), math.value(n)), t.lanes)
 
-        def square(start: Size) -> None:
-            left = math.minimum(math.sub(block.length, start), lanes)
-            mask = b.lane_mask(math.value(left), lanes) if masked else None
+        # Without rows there is no last one to repeat.
+        self.math.loop(0, self.math.minimum(k, 1), 1, lambda _: turn(), "turn")
 
-            def vector(j: Size) -> None:
-                corner = math.corner(source, math.add(math.mul(j, across), start), dtype)
-                rows = []
-                for i in range(lanes):
-                    column: Size = i
-                    if panel.columns is not None:
-                        column = math.minimum(i, math.sub(math.sub(panel.columns, 1), j))
-                    address = math.gep(corner, math.mul(column, across), dtype)
-                    rows.append(self.micro.load_vector(address, dtype, mask))
-                target = math.corner(packed, math.add(math.mul(start, width), j), kernel.dtype)
-                for i, value in enumerate(transposed(b, rows)):
-                    b.store(value, math.gep(target, i * width, kernel.dtype))
-
-            math.loop(0, width, lanes, vector, "turn")
-
-        math.loop(0, block.length if masked else whole, lanes, square, "square")
-        if ragged and not masked:
-            self._pack_elements(panel, whole, block.length, source, packed, across, 1)
-
-    def _pack_elements(
-        self, panel: Panel, first: Size, end: Size, source: Value, packed: Value, across: Size, along: Size
-    ) -> None:
-        b, math, kernel, lanes = self.b, self.math, self.kernel, self.tiling.lanes
-        width = panel.vectors * lanes
-        columns = width if panel.columns is None else panel.columns
-
-        def row(at: Size) -> None:
-            start = math.gep(source, math.mul(at, along), kernel.b.dtype)
-            target = math.gep(packed, math.mul(at, width), kernel.dtype)
-            if panel.columns is not None:
-                # What nobody reads must still be harmless: leftovers may be slow to multiply.
-                b.store(b.const(0, kernel.dtype, lanes), math.gep(target, width - lanes, kernel.dtype))
-
-            def element(j: Size) -> None:
-                value = b.load(math.gep(start, math.mul(j, across), kernel.b.dtype), kernel.b.dtype)
-                b.store(b.cast(value, kernel.dtype), math.gep(target, j, kernel.dtype))
-
-            math.loop(0, columns, 1, element, "element")
-
-        math.loop(first, end, 1, row, "pack")
+    def _padded_rows(self) -> Size:
+        """The rows of the copy of A: those of whole tiles where the number of rows is unknown."""
+        m, height = self.size(self.kernel.m.extent), self.t.rows
+        if isinstance(m, int):
+            return m
+        return self.math.mul(self.math.div(self.math.add(m, height - 1), height), height)
 
     def _pack_a(self) -> None:
         """Copy A block by block of K and tile by tile: the rows of a tile lie side by side."""
-        kernel, t, math = self.kernel, self.tiling, self.math
+        kernel, t, math = self.kernel, self.t, self.math
+        m = self.size(kernel.m.extent)
+        count = math.div(math.add(m, t.rows - 1), t.rows)
+        if not kernel.parts.axis or kernel.parts.axis == "outer":
+            self.pack_tiles(0, count)
+            return
+        outer = [self.body.vars[v] for v in kernel.outer]
+
+        def part(held: Sequence[Value], begin: Value, end: Value) -> None:
+            piece = _Product(self.b, kernel, held[: len(self.captured)])
+            piece.body.vars.update(zip(kernel.outer, held[len(self.captured) :]))
+            piece.pack_tiles(math.known(begin), math.known(end))
+
+        grain = math.value(max(1, 1024 // t.rows))
+        parallel_region(self.b, math.value(count), grain, [*self.captured, *outer], part)
+
+    def pack_tiles(self, begin: Size, end: Size) -> None:
+        """Copy some tiles of A."""
+        b, kernel, t, math = self.b, self.kernel, self.t, self.math
         k, m = self.size(kernel.k.extent), self.size(kernel.m.extent)
-        across, along = (self.size(kernel.a.index.factor(v)) for v in (kernel.m, kernel.k))
-        base = self._base(kernel.a, kernel.m, kernel.k)
-        rows = self._rows(Panel(0, t.vectors))
-        padded = self._padded(m, rows)
+        steps = tuple([math.value(self._factor(kernel.a, v)) for v in (kernel.m, kernel.k)])
+        dtypes, padded = (kernel.a.dtype, kernel.dtype), self._padded_rows()
 
         def block(start: Size) -> None:
-            length = math.minimum(math.sub(k, start), t.block)
-            for group in rows:
+            length = k if kernel.one_block else math.minimum(math.sub(k, start), t.block)
+            for group in self._groups(_Panel(0, t.width, t.vectors, t.lanes), (begin, end)):
 
-                def tile(at: Size, group: _Tiles = group) -> None:
-                    place = math.add(math.mul(start, padded), math.mul(at, length))
-                    target = math.gep(self.packed_a, place, kernel.dtype)
-                    row = math.minimum(at, math.sub(m, group.height)) if group.overlaps else at
-                    source = self._at(base, kernel.a, row, start)
-                    self._pack_tile(source, target, group, math.sub(m, at), length, across, along)
+                def tile(at: Size, group: _Group = group) -> None:
+                    row = math.add(math.mul(at, group.height), group.base)
+                    left = math.minimum(math.sub(m, row), group.height) if group.clamped else group.height
+                    place = math.add(math.mul(start, padded), math.mul(row, length))
+                    target = math.gep(self._packed_a(), place, kernel.dtype)
+                    source = self._at(kernel.a, kernel.m, row, start)
+                    counts = (math.value(length), math.value(left))
+                    copy_columns(b, dtypes, source, (steps[0], steps[1]), target, counts, (group.height, t.lanes))
 
-                math.loop(group.first, group.end, group.height, tile, "pack")
+                math.loop(group.begin, group.end, 1, tile, "pack")
 
-        math.loop(0, k, t.block, block, "block")
-
-    def _pack_tile(
-        self, source: Value, target: Value, group: _Tiles, left: Size, length: Size, across: Size, along: Size
-    ) -> None:
-        """One tile of A. Whole vectors are stored, each covering the excess of the one before."""
-        b, math, kernel, height = self.b, self.math, self.kernel, group.height
-        dtype, lanes = kernel.a.dtype, self.tiling.lanes
-        vectors = across == 1 and height <= lanes and b.target.can_mask(dtype)
-        if vectors:
-            count = math.minimum(left, height) if group.clamped else height
-            mask = None if count == lanes else b.lane_mask(math.value(count), lanes)
-
-        def column(at: Size) -> None:
-            start = math.corner(source, math.mul(at, along), dtype)
-            place = math.corner(target, math.mul(at, height), kernel.dtype)
-            if vectors:
-                b.store(self.micro.load_vector(start, dtype, mask), place)
-                return
-            for i in range(height):
-                row: Size = math.minimum(i, math.sub(left, 1)) if group.clamped else i
-                value = b.load(math.gep(start, math.mul(row, across), dtype), dtype)
-                b.store(b.cast(value, kernel.dtype), math.gep(place, i, kernel.dtype))
-
-        math.loop(0, length, 1, column, "column")
+        if kernel.one_block:
+            block(0)
+        else:
+            math.loop(0, k, t.block, block, "block")

@@ -1,424 +1,240 @@
-"""The innermost part of a matrix product: one tile of sums in registers, and the epilogue that stores it."""
+"""Micro-kernels: functions that hold a tile of sums in registers; one serves every product of a module that it fits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from graphkb.codegen.builder import ITEM_SIZES, Builder, Value
-from graphkb.codegen.emit import Body
-from graphkb.codegen.gemm import Gemm
-from graphkb.codegen.gemm_dots import dot_products
-from graphkb.codegen.gemm_sizes import Size, SizeMath, Truth
-from graphkb.codegen.gemm_tiling import length_of
-from graphkb.codegen.loops import (
-    Affine,
-    Buffer,
-    For,
-    IndexValue,
-    Load,
-    Lookup,
-    LoopExpr,
-    Result,
-    Store,
-    Var,
-    affine,
-    expressions,
-    operands_of,
-)
-from graphkb.codegen.schedule import replace_expr, substitute
-from graphkb.ir.dims import Dim, Symbol, product, sole_atom, symbol
+from graphkb.codegen.builder import Builder, Value, type_of
 
-# Rows of B that a single row of A meets without a loop.
-_UNROLLED = 8
-# Products from which on a part of a sum is worth being added up on its own.
-_SHORTEST_SUM = 96
+# So many independent sums hide the latency of a multiply-add.
+_INDEPENDENT = 8
+# Rows of A that are addressed from the first one, and from each of several where there are more.
+_ROWS_AT_ONE, _ROWS_AT_EACH = 6, 3
 
 
 @dataclass(frozen=True)
-class Panel:
-    """Columns of C from `first` on: whole vectors, or if `columns` is given only so many, the last vector masked."""
-
-    first: Size
-    vectors: int
-    columns: Size | None = None
-    mask: Value | None = None
-
-
-@dataclass(frozen=True)
-class Block:
-    """A range of K; `first` and `last` tell whether the sums begin and end with it."""
-
-    start: Size
-    length: Size
-    first: Truth
-    last: Truth
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Rows of C: the first, its place among the partial sums, how many are computed, and if fewer exist, how many."""
-
-    first: Size
-    slot: Size
-    height: int
-    left: Size | None = None
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The place of an operand's rows in memory: the first, the step to the next, and the dtype."""
-
-    address: Value
-    step: Size
-    dtype: str
-
-
-class TileBody(Body):
-    """Statements over one tile: addresses are constant distances from the tile's corner."""
-
-    def __init__(self, b: Builder, kernel: Gemm, pointers: dict[int, Value], sizes: dict[Symbol, Value]) -> None:
-        super().__init__(b, pointers, sizes)
-        self.kernel = kernel
-        self.row = self.column = 0
-        self.corners: dict[tuple[int, Affine, int], Value] | None = None
-
-    def _shift(self, index: Affine) -> Dim:
-        return index.factor(self.kernel.m) * self.row + index.factor(self.kernel.n) * self.column
-
-    def _runs_along_rows(self, index: Affine) -> bool:
-        """Whether a place has to be found anew for every row."""
-        return len(self.kernel.rows) > 1 and any(index.factor(v) != 0 for v in self.kernel.rows)
-
-    def address_of(self, buffer: Buffer, index: Affine) -> Value:
-        if self.corners is None:
-            return super().address_of(buffer, index)
-        key = (buffer.position, index, self.row if self._runs_along_rows(index) else 0)
-        if key not in self.corners:
-            self.corners[key] = self.b.fresh(f"freeze ptr {super().address_of(buffer, index).name}", "ptr")
-        shift = self._shift(index)
-        at = shift if isinstance(shift, int) else self.sizes.value(shift)
-        return self.corners[key] if at == 0 else self.b.gep(self.corners[key], at, buffer.dtype)
-
-    def first_lane(self, index: Affine) -> Value:
-        return self._index(index if self.corners is None else index.shifted(self._shift(index)))
-
-    def begins_at_multiples(self, index: Affine, count: int) -> bool:
-        # The last of several panels may begin where it ends with the matrix.
-        columns = self.kernel.n.extent
-        return isinstance(columns, int) and columns % count == 0 and super().begins_at_multiples(index, count)
-
-
 class Micro:
-    """Writes the tiles of one kernel."""
+    """One micro-kernel: C[i, j] = the sum over k of A[i, k] B[k, j], vectors along j.
 
-    def __init__(
-        self, b: Builder, kernel: Gemm, math: SizeMath, pointers: dict[int, Value], symbols: dict[Symbol, Value]
+    Strides and lengths are arguments, so that shapes share it, known or unknown.
+
+    Attributes:
+        dtype: of the sums and of C.
+        a, b: the operands' dtypes in memory.
+        lanes: elements of a vector.
+        rows, vectors: of the tile.
+        adds: it can add to what C holds.
+        masked: the last vector may have fewer columns.
+        clamped: there may be fewer rows; those that do not exist repeat the last one and are not stored.
+        scattered: rows of A lie at distances from the first that an array tells.
+        inner: contracted axes outside K, run through with the sums in registers.
+        apart: which of them adds up each round on its own first; -1 for none.
+    """
+
+    dtype: str
+    a: str
+    b: str
+    lanes: int
+    rows: int
+    vectors: int
+    adds: bool
+    masked: bool
+    clamped: bool
+    scattered: bool = False
+    inner: int = 0
+    apart: int = -1
+
+    @property
+    def name(self) -> str:
+        flags = (("a", self.adds), ("m", self.masked), ("c", self.clamped), ("s", self.scattered))
+        notes = "".join(note for note, on in flags if on)
+        notes += f"i{self.inner}" * (self.inner > 0) + f"p{self.apart}" * (self.apart >= 0)
+        kinds = self.dtype if self.a == self.b == self.dtype else f"{self.dtype}.{self.a}.{self.b}"
+        return f"tile.{kinds}.{self.rows}x{self.vectors}x{self.lanes}{notes and '.' + notes}"
+
+    @property
+    def depth(self) -> int:
+        """Rows of B in flight: a small tile keeps several sums of each element."""
+        depth = 1
+        while not self.inner and self.rows * self.vectors * depth * 2 <= _INDEPENDENT:
+            depth *= 2
+        return depth
+
+    def call(
+        self,
+        out: Builder,
+        addresses: tuple[Value, Value, Value],
+        length: Value,
+        strides: tuple[Value, Value, Value, Value],
+        add: Value,
+        columns: Value,
+        left: Value,
+        inner: Sequence[tuple[Value, Value, Value]] = (),
     ) -> None:
-        self.b = b
-        self.kernel = kernel
-        self.math = math
-        self.tiling = kernel.tiling
-        self.body = TileBody(b, kernel, pointers, symbols)
-        self.partial = b.null()
-        self._memory: Value | None = None
-
-    def size(self, dim: Dim) -> Size:
-        """A size as an integer if it is known, else its value."""
-        return dim if isinstance(dim, int) else self.body.sizes.value(dim)
-
-    def row_offset(self, row: Size) -> Size:
-        """How far a row of A lies behind the first, in elements."""
-        total: Size = 0
-        for var, at in self.row_indices(row):
-            total = self.math.add(total, self.math.mul(at, self.size(self.kernel.a.index.factor(var))))
-        return total
-
-    def row_indices(self, row: Size) -> list[tuple[Var, Size]]:
-        """The axes that the rows run over, and the row's index along each."""
-        rows = self.kernel.rows
-        if len(rows) == 1:
-            return [(rows[0], row)]
-        extents = [v.extent if isinstance(v.extent, int) else 0 for v in rows]  # the first one's does not matter
-        return list(zip(rows, self.math.split(row, extents)))
-
-    def _set_row(self, row: Size) -> None:
-        """Let the epilogue stand at a row."""
-        for var, at in self.row_indices(row):
-            self.body.vars[var] = self.math.value(at)
-
-    def mask(self, columns: Size, vectors: int) -> Value | None:
-        """The lanes of the last vector of a panel that count, None for all."""
-        lanes = self.tiling.lanes
-        count = self.math.sub(columns, (vectors - 1) * lanes)
-        if lanes == 1 or count == lanes:
-            return None
-        if isinstance(count, int):
-            return self.b.const_vector([i < count for i in range(lanes)], "bool")
-        return self.b.lane_mask(count, lanes)
-
-    def load_vector(self, address: Value, dtype: str, mask: Value | None) -> Value:
-        """A vector of an operand in the dtype of the sums."""
-        lanes = self.tiling.lanes
-        if mask is None:
-            return self.b.cast(self.b.load(address, dtype, lanes), self.kernel.dtype)
-        return self.b.cast(self.b.masked_load(address, dtype, mask), self.kernel.dtype)
-
-    # ------------------------------------------------------------------ one tile
-    def tile(self, panel: Panel, block: Block, tile: Tile, a: Rows, b: Rows) -> None:
-        """The products of one block, added up in registers, then stored.
+        """Run it.
 
         Args:
-            panel: the columns.
-            block: the range of K.
-            tile: the rows.
-            a: element (first row, first k) of A, and the step along K.
-            b: element (first k, first column) of B, and the step along K.
+            out: the module.
+            addresses: of the first elements of A, B and C.
+            length: of K.
+            strides: in elements: A's along its rows, or where they lie scattered the address of the array, A's and B's
+                along K, and C's along its rows.
+            add: whether to add to C rather than overwrite it, 1 or 0.
+            columns: how many columns there are, in the last vector at least one.
+            left: how many rows there are, at least one.
+            inner: of each inner axis its length, and how far apart its rounds lie in A and in B.
         """
-        if self.tiling.along_k:
-            sums = [self._dots(panel, block, a, b)]
-        else:
-            sums = self._multiply(panel, block, self._row_offsets(tile), a, b)
-        sums = self._add_partial(panel, block, tile, sums)
-        if isinstance(block.last, bool):
-            if block.last:
-                self._finish(panel, tile, sums)
-            else:
-                self._set_aside(panel, tile, sums)
-            return
-        self.b.branch(
-            block.last,
-            lambda: self._finish(panel, tile, sums),
-            lambda: self._set_aside(panel, tile, sums),
-            hint="last",
-        )
+        params = [(name, "ptr") for name in "abc"]
+        params += [("length", "int64"), ("a_row", strides[0].dtype)]
+        params += [(name, "int64") for name in ("a_k", "b_k", "c_row")]
+        args = [*addresses, length, *strides]
+        for i, values in enumerate(inner):
+            params += [(f"{name}.{i}", "int64") for name in ("count", "a_step", "b_step")]
+            args += values
+        for name, wanted, value in (
+            ("add", self.adds, add),
+            ("columns", self.masked, columns),
+            ("left", self.clamped, left),
+        ):
+            if wanted:
+                params.append((name, "int64"))
+                args.append(value)
+        out.helper(self.name, params, lambda *values: _Writer(out, self, values).write(), args)
 
-    def _dots(self, panel: Panel, block: Block, a: Rows, b: Rows) -> Value:
-        """The sums of one block for one row, both operands of which lie along K."""
-        across = self.size(self.kernel.b.index.factor(self.kernel.n))
-        lanes = range(self.tiling.lanes)
-        columns: list[Size] = list(lanes)
-        if panel.columns is not None:
-            # Lanes without a column repeat the last one; they are not stored.
-            columns = [self.math.minimum(j, self.math.sub(panel.columns, 1)) for j in lanes]
-        row, column = (
-            (x.address, x.dtype, lambda at, mask, dtype=x.dtype: self.load_vector(at, dtype, mask)) for x in (a, b)
-        )
-        offsets = [self.math.mul(j, across) for j in columns]
-        return dot_products(self.b, self.math, block.length, self.kernel.dtype, row, column, offsets)
 
-    def _row_offsets(self, tile: Tile) -> list[Size]:
-        """How far the tile's rows of A lie behind the first."""
-        math, left, height_range = self.math, tile.left, range(tile.height)
-        if self.tiling.pack_a:
-            return list(height_range)
-        inside = [i if left is None else math.minimum(i, math.sub(left, 1)) for i in height_range]
-        if len(self.kernel.rows) == 1:
-            return [self.row_offset(i) for i in inside]
-        first = self.row_offset(tile.first)
-        return [math.sub(self.row_offset(math.add(tile.first, i)), first) if i != 0 else 0 for i in inside]
+class _Writer:
+    """Writes the function of one micro-kernel."""
 
-    def _multiply(self, panel: Panel, block: Block, offsets: list[Size], a: Rows, b: Rows) -> list[Value]:
-        """The sums of one block."""
-        out, math, lanes, dtype = self.b, self.math, self.tiling.lanes, self.kernel.dtype
-        vectors = panel.vectors
+    def __init__(self, b: Builder, micro: Micro, values: Sequence[Value]) -> None:
+        self.b = b
+        self.micro = micro
+        self.at_a, self.at_b, self.at_c, self.length, self.a_row, self.a_k, self.b_k, self.c_row, *rest = values
+        self.inner = [tuple(rest[3 * i : 3 * i + 3]) for i in range(micro.inner)]
+        rest = rest[3 * micro.inner :]
+        self.add = rest.pop(0) if micro.adds else None
+        self.mask = None
+        if micro.masked:
+            before = b.const((micro.vectors - 1) * micro.lanes, "int64")
+            self.mask = b.lane_mask(b.isub(rest.pop(0), before), micro.lanes)
+        self.left = rest.pop(0) if micro.clamped else None
 
-        def step(_: Value | None, at_a: Value, at_b: Value, *before: Value) -> list[Value]:
-            row = []
-            corner_a, corner_b = math.corner(at_a, 0, a.dtype), math.corner(at_b, 0, b.dtype)
-            for j in range(vectors):
-                mask = panel.mask if j == vectors - 1 and not self.packed(panel) else None
-                row.append(self.load_vector(math.gep(corner_b, j * lanes, b.dtype), b.dtype, mask))
-            after: list[Value] = []
-            for i, offset in enumerate(offsets):
-                element = out.cast(out.load(math.gep(corner_a, offset, a.dtype), a.dtype), dtype)
-                spread = out.splat(element, lanes)
-                after += [out.fma(spread, row[j], before[i * vectors + j]) for j in range(vectors)]
-            return [math.gep(at_a, a.step, a.dtype), math.gep(at_b, b.step, b.dtype), *after]
+    def write(self) -> None:
+        b, micro, depth = self.b, self.micro, self.micro.depth
+        count = micro.rows * micro.vectors
+        zeros = [b.const(0, micro.dtype, micro.lanes)] * count
+        corners, offsets = self._offsets()
 
-        zero, end = out.const(0, "int64"), math.value(block.length)
-        zeros = [out.const(0, dtype, lanes)] * (len(offsets) * vectors)
-        unrolled = self.tiling.streams and len(offsets) == 1
-        if unrolled and isinstance(block.length, int) and block.length <= _UNROLLED:
-            state = [a.address, b.address, *zeros]
-            for _ in range(block.length):
-                state = step(None, *state)
-            return state[2:]
+        def step(_: Value, *state: Value) -> list[Value]:
+            at_a, at_b, after = list(state[: len(corners)]), state[len(corners)], list(state[len(corners) + 1 :])
+            for i in range(len(after) // count):
+                part = slice(i * count, (i + 1) * count)
+                at_a = [hidden(b, at) for at in at_a]
+                rows = [b.gep(at, offset, micro.a) if j else at for at in at_a for j, offset in enumerate(offsets)]
+                after[part] = self._products(rows[: micro.rows], at_b, after[part])
+                at_a = [b.gep(at, self.a_k, micro.a) for at in at_a]
+                at_b = b.gep(at_b, self.b_k, micro.b)
+            return [*at_a, at_b, *after]
 
-        def along(inner: Sequence[Var], at_a: Value, at_b: Value, before: Sequence[Value]) -> list[Value]:
-            """The sums after K, run through for every value of the inner variables."""
-            if not inner:
-                return out.loop(zero, end, 1, step, [at_a, at_b, *before], hint="k")[2:]
-            var, *rest = inner
-            step_a, step_b = self.size(self.kernel.a.index.factor(var)), self._step_b(panel, var, rest)
-            apart = var is self._summed_apart()
+        begin, end = b.const(0, "int64"), self.length
+        whole = end if depth == 1 else b.and_(end, b.const(-depth, "int64"))
 
-            def body(_: Value, at_a: Value, at_b: Value, *before: Value) -> list[Value]:
-                after = along(rest, at_a, at_b, zeros if apart else before)
+        def along(level: int, places: Sequence[Value], before: Sequence[Value]) -> list[Value]:
+            """The places and sums after K, run through for every round of the inner axes from a level on."""
+            if level == micro.inner:
+                return b.loop(begin, whole, depth, step, [*places, *before], hint="k")
+            count, step_a, step_b = self.inner[level]
+            apart = level == micro.apart
+
+            def body(_: Value, *state: Value) -> list[Value]:
+                *at_a, at_b = state[: len(places)]
+                old = state[len(places) :]
+                new = along(level + 1, [*at_a, at_b], zeros if apart else old)[len(places) :]
                 if apart:
-                    after = [out.fadd(old, new) for old, new in zip(before, after)]
-                return [math.gep(at_a, step_a, a.dtype), math.gep(at_b, step_b, b.dtype), *after]
+                    new = [b.fadd(x, y) for x, y in zip(old, new)]
+                return [*[b.gep(at, step_a, micro.a) for at in at_a], b.gep(at_b, step_b, micro.b), *new]
 
-            count = math.value(self.size(var.extent))
-            return out.loop(zero, count, 1, body, [at_a, at_b, *before], hint=var.name)[2:]
+            return b.loop(begin, count, 1, body, [*places, *before], hint="inner")
 
-        return along(self.kernel.inner, a.address, b.address, zeros)
+        state = along(0, [*corners, self.at_b], zeros * depth)
+        places, sums = state[: len(corners) + 1], state[len(corners) + 1 :]
+        while len(sums) > count:
+            half = len(sums) // 2
+            sums = [b.fadd(x, y) for x, y in zip(sums[:half], sums[half:])]
+        if depth > 1:
+            sums = b.loop(whole, end, 1, step, [*places, *sums], hint="rest")[len(places) :]
+        if self.add is None:
+            self._store(sums, add=False)
+            return
+        more = b.icmp("ne", self.add, begin)
+        b.branch(more, lambda: self._store(sums, add=True), lambda: self._store(sums, add=False), hint="add")
 
-    def _summed_apart(self) -> Var | None:
-        """The inner variable each of whose rounds adds up on its own first, which keeps rounding errors low."""
-        depth = self.kernel.k.extent
-        assert isinstance(depth, int)
-        for var in reversed(self.kernel.inner):
-            if depth >= _SHORTEST_SUM:
-                return var
-            depth *= length_of(var)
-        return None
+    def _offsets(self) -> tuple[list[Value], list[Value]]:
+        """Addresses of some rows of A, and how far others lie behind each: few enough of both for the registers."""
+        b, count = self.b, self.micro.rows
+        if self.micro.scattered:
+            rows = [b.load(b.gep(self.a_row, i, "int64"), "int64") for i in range(count)]
+            return [self.at_a], rows
+        if self.left is not None or count <= _ROWS_AT_ONE:
+            last = b.isub(self.left, b.const(1, "int64")) if self.left is not None else None
+            rows = [b.const(i, "int64") for i in range(count)]
+            return [self.at_a], [b.imul(row if last is None else b.minimum(row, last), self.a_row) for row in rows]
+        near = [b.imul(b.const(i, "int64"), self.a_row) for i in range(_ROWS_AT_EACH)]
+        bases = [b.imul(b.const(i, "int64"), self.a_row) for i in range(0, count, _ROWS_AT_EACH)]
+        return [b.gep(self.at_a, base, self.micro.a) for base in bases], near
 
-    def _step_b(self, panel: Panel, var: Var, rest: Sequence[Var]) -> Size:
-        """How far B's rows of the next value of an inner variable lie behind those of this one."""
-        if not self.packed(panel):
-            return self.size(self.kernel.b.index.factor(var))
-        depth = product((self.kernel.k.extent, *[v.extent for v in rest]))
-        return self.size(depth * (panel.vectors * self.tiling.lanes))
+    def _products(self, rows: list[Value], at_b: Value, sums: Sequence[Value]) -> list[Value]:
+        """The sums after one more column of A and row of B."""
+        b, micro, vectors = self.b, self.micro, self.micro.vectors
+        row = [b.cast(self._load(at_b, j, micro.b), micro.dtype) for j in range(vectors)]
+        after: list[Value] = []
+        for i, place in enumerate(rows):
+            spread = b.splat(b.cast(b.load(place, micro.a), micro.dtype), micro.lanes)
+            after += [b.fma(spread, row[j], sums[i * vectors + j]) for j in range(vectors)]
+        return after
 
-    def packed(self, panel: Panel) -> bool:
-        """Whether the panel's columns of B are copied."""
-        if self.tiling.along_k:
-            return False
-        return self.tiling.pack_b or (panel.columns is not None and not self.tiling.masks_b)
+    def _load(self, corner: Value, j: int, dtype: str) -> Value:
+        """Vector j of a row."""
+        b, micro = self.b, self.micro
+        place = b.gep(corner, j * micro.lanes, dtype) if j else corner
+        if self.mask is not None and j == micro.vectors - 1:
+            return b.masked_load(place, dtype, self.mask)
+        return b.load(place, dtype, micro.lanes)
 
-    # ------------------------------------------------------------------ partial sums
-    def _partial(self, panel: Panel, tile: Tile) -> list[Value]:
-        """Where the sums of a tile are set aside: tile after tile of a panel, or as they lie in C."""
-        math, lanes, dtype = self.math, self.tiling.lanes, self.kernel.dtype
-        if self.tiling.streams:
-            pitch = self.kernel.pitch
-            first = math.add(panel.first, math.mul(tile.slot, pitch))
-        else:
-            pitch = panel.vectors * lanes
-            first = math.mul(tile.slot, pitch)
-        corner = math.corner(self.partial, first, dtype)
-        places = [i * pitch + j * lanes for i in range(tile.height) for j in range(panel.vectors)]
-        return [math.gep(corner, place, dtype) for place in places]
+    def _store(self, sums: Sequence[Value], add: bool) -> None:
+        b, micro = self.b, self.micro
+        corner = self.at_c
+        for i in range(micro.rows):
+            row = sums[i * micro.vectors : (i + 1) * micro.vectors]
+            if i:
+                corner = b.gep(corner, self.c_row, micro.dtype)
+            if self.left is None or i == 0:
+                self._store_row(corner, row, add)
+                continue
+            exists = b.icmp("sgt", self.left, b.const(i, "int64"))
+            b.branch(exists, partial(self._store_row, corner, row, add), hint="row")
 
-    def _add_partial(self, panel: Panel, block: Block, tile: Tile, sums: list[Value]) -> list[Value]:
-        """The sums of this block and those before; adding whole blocks keeps rounding errors low."""
-        b = self.b
-        if block.first is True:
-            return sums
-
-        def add() -> list[Value]:
-            places = self._partial(panel, tile)
-            before = [b.load(place, self.kernel.dtype, self.tiling.lanes) for place in places]
-            return [b.fadd(old, new) for old, new in zip(before, sums)]
-
-        if block.first is False:
-            return add()
-        return b.branch(block.first, lambda: sums, add, hint="first")
-
-    def _set_aside(self, panel: Panel, tile: Tile, sums: list[Value]) -> None:
-        for value, place in zip(sums, self._partial(panel, tile)):
-            self.b.store(value, place)
-
-    # ------------------------------------------------------------------ the epilogue
-    def _finish(self, panel: Panel, tile: Tile, sums: list[Value]) -> None:
-        kernel, body = self.kernel, self.body
-        self._set_row(tile.first)
-        body.vars[kernel.n] = self.math.value(panel.first)
-        body.scopes.append({})
-        if self.tiling.in_registers and tile.left is None and (panel.columns is None or self.tiling.masks_c):
-            self._store_registers(panel, tile, sums)
-        else:
-            self._store_rows(panel, tile, sums)
-        body.scopes.pop()
-
-    def _store_registers(self, panel: Panel, tile: Tile, sums: list[Value]) -> None:
-        """The epilogue written out for every register; what rows or columns share is computed once."""
-        kernel, body, lanes = self.kernel, self.body, self.tiling.lanes
-        depends = _dependence(kernel)
-        body.corners = {}
-        body.vector, body.lanes = kernel.n, lanes
-
-        def prepare(wanted: frozenset[str]) -> dict[LoopExpr, Value]:
-            body.scopes.append({})
-            for expr, on in depends.items():
-                if on == wanted:
-                    body.value(expr)
-            return body.scopes.pop()
-
-        body.scopes.append(prepare(frozenset()))
-        columns = []
-        for j in range(panel.vectors):
-            body.column, body.mask = j * lanes, panel.mask if j == panel.vectors - 1 else None
-            columns.append(prepare(frozenset("n")))
-        for i in range(tile.height):
-            body.row, body.column, body.mask = i, 0, None
-            if i and len(kernel.rows) > 1:
-                self._set_row(self.math.add(tile.first, i))
-            row = prepare(frozenset("m"))
-            for j in range(panel.vectors):
-                body.column, body.mask = j * lanes, panel.mask if j == panel.vectors - 1 else None
-                body.results[kernel.accumulator] = sums[i * panel.vectors + j]
-                body.scopes += [columns[j], row, {}]
-                body.run([kernel.store])
-                del body.scopes[-3:]
-        body.scopes.pop()
-        body.row = body.column = 0
-        body.vector, body.lanes, body.mask, body.corners = None, 1, None, None
-
-    def _store_rows(self, panel: Panel, tile: Tile, sums: list[Value]) -> None:
-        """The epilogue as loops over the tile, which passes through memory."""
-        kernel, body, lanes, b = self.kernel, self.body, self.tiling.lanes, self.b
-        width = panel.vectors * lanes
-        if self._memory is None:
-            self._memory = b.alloca(kernel.dtype, self.tiling.most)
-        for at, value in enumerate(sums):
-            place = self.math.gep(self._memory, at * lanes, kernel.dtype)
-            b.store(value, place, align=lanes * ITEM_SIZES[kernel.dtype])
-        buffer = Buffer(-1, "tile", kernel.dtype, tile.height * width)
-        body.pointers[-1] = self._memory
-        i = Var("i", tile.height if tile.left is None else self._dim(tile.left, "rows"))
-        j = Var("j", width if panel.columns is None else self._dim(panel.columns, "columns"))
-        (store,) = substitute([kernel.store], {kernel.n: affine(kernel.n).plus(affine(j))})
-        assert isinstance(store, Store)
-        (result,) = [e for e in expressions([store]) if isinstance(e, Result)]
-        (inner,) = replace_expr([store], {0}, result, Load(buffer, affine(i, width).plus(affine(j))))
-
-        def row(at: Size) -> None:
-            body.vars[i] = self.math.value(at)
-            self._set_row(self.math.add(tile.first, at))
-            body.scopes.append({})
-            body.run([For(j, (inner,), lanes)])
-            body.scopes.pop()
-
-        self.math.loop(0, self.size(i.extent), 1, row, "i")
-
-    def _dim(self, size: Size, name: str) -> Dim:
-        """A size as a dim of the loop language."""
-        if isinstance(size, int):
-            return size
-        dim = symbol(name)
-        atom = sole_atom(dim)
-        assert isinstance(atom, Symbol)
-        self.body.sizes.symbols[atom] = size
-        return dim
+    def _store_row(self, corner: Value, row: Sequence[Value], add: bool) -> None:
+        b, micro = self.b, self.micro
+        for j, value in enumerate(row):
+            place = b.gep(corner, j * micro.lanes, micro.dtype) if j else corner
+            if add:
+                # Adding whole blocks, rather than going on from the sum so far, keeps rounding errors low.
+                value = b.fadd(self._load(corner, j, micro.dtype), value)
+            if self.mask is not None and j == micro.vectors - 1:
+                b.masked_store(value, place, self.mask)
+            else:
+                b.store(value, place)
 
 
-def _dependence(kernel: Gemm) -> dict[LoopExpr, frozenset[str]]:
-    """What each expression of the epilogue depends on within a tile: rows m, columns n, the sum s."""
-    found: dict[LoopExpr, frozenset[str]] = {}
-    for expr in expressions([kernel.store]):
-        on = frozenset[str]().union(*[found[a] for a in operands_of(expr)])
-        match expr:
-            case Load(index=index) | IndexValue(index=index) | Lookup(index=index):
-                on |= {"m"} if any(index.factor(v) != 0 for v in kernel.rows) else set()
-                on |= {"n"} if index.factor(kernel.n) != 0 else set()
-            case Result():
-                on = frozenset("s")
-            case _:
-                pass
-        found[expr] = on
-    return found
+def hidden(b: Builder, x: Value) -> Value:
+    """The value itself, which LLVM does not see through.
+
+    It costs nothing when it runs. What begins at the value stays a known distance from it, rather than a chain of
+    additions from one address to the next.
+    """
+    return b.fresh(f"freeze {type_of(x)} {x.name}", x.dtype, x.lanes)
 
 
-__all__ = ["Block", "Micro", "Panel", "Rows", "Tile"]
+__all__ = ["Micro", "hidden"]

@@ -21,6 +21,10 @@ class SizeMath:
     def value(self, x: Size) -> Value:
         return self.b.const(x, "int64") if isinstance(x, int) else x
 
+    def known(self, x: Value) -> Size:
+        """The integer that a value is, where it is a constant."""
+        return int(x.name) if x.name.isdigit() else x
+
     def add(self, x: Size, y: Size) -> Size:
         if isinstance(x, int) and isinstance(y, int):
             return x + y
@@ -57,6 +61,16 @@ class SizeMath:
             x = whole
         return [x, *reversed(found)]
 
+    def quotient(self, x: Size, y: Size) -> Size:
+        """x // y of two sizes, the second positive."""
+        if isinstance(y, int):
+            return self.div(x, y)
+        return self.b.sdiv(self.value(x), y)
+
+    def rem(self, x: Size, y: Size) -> Size:
+        """What x // y leaves."""
+        return self.sub(x, self.mul(self.quotient(x, y), y))
+
     def minimum(self, x: Size, y: Size) -> Size:
         if isinstance(x, int) and isinstance(y, int):
             return min(x, y)
@@ -88,14 +102,6 @@ class SizeMath:
     def gep(self, base: Value, index: Size, dtype: str) -> Value:
         """The address of an element."""
         return base if index == 0 else self.b.gep(base, index, dtype)
-
-    def corner(self, base: Value, index: Size, dtype: str) -> Value:
-        """The address of an element that others follow at known distances.
-
-        The freeze costs nothing when it runs. It hides from LLVM's search for common induction variables that the
-        others belong to the same loop, which would take long and find nothing better.
-        """
-        return self.b.fresh(f"freeze ptr {self.gep(base, index, dtype).name}", "ptr")
 
     def loop(self, begin: Size, end: Size, step: int, body: Callable[[Size], None], hint: str) -> None:
         """`for i in range(begin, end, step): body(i)`; a loop that runs once or never is none."""

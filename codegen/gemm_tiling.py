@@ -6,24 +6,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from graphkb.codegen.loops import Accumulator, Apply, Load, Lookup, Store, Var, expressions, matching_loads
+from graphkb.codegen.loops import Accumulator, Load, Result, Store, Var, matching_loads
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim, product
-from graphkb.ir.op import find_op
 from graphkb.ir.types import NUMPY_DTYPE
 
 # Rows of K that run before the sums so far are set aside: keeps a panel of B in the second-level cache, and the
 # rounding error of long float32 sums low. K is not cut before it is half as long again.
 _BLOCK, _LONGEST_BLOCK = 512, 768
-# Rows up to which columns that lie along K stay as they are. Dots add up many products in one go if each column is
-# read once, fewer if the columns have to stay in the first-level cache for the next row.
-_FEW_ROWS, _LONG_DOT, _SHORT_DOT = 8, 8192, 400
 # A matrix of more bytes that meets one row, or a few rows, is read in the order of memory.
 _PASSES_ROW, _PASSES_TILE, _STREAMED_TO = 1 << 19, 1 << 22, 16
 # Some of its rows run side by side: 8 suit memory best, but rounding errors of long sums shrink with more.
 _STREAMED_ROWS, _LONG_STREAM, _LONG_STREAMED_ROWS = 8, 4096, 32
-# The most work, in operations, that an epilogue may unroll over the registers of one tile.
-_UNROLLED_COST = 160
 # The second-level cache that the copies are decided for: lines of 64 bytes, so many in each of so many sets.
 _LINE, _WAYS, _SETS = 64, 8, 2048
 # Rows of B a page apart or more: after so many tiles a copy of each panel pays, sooner if pages fall on the same sets.
@@ -35,8 +29,16 @@ _DEEPEST = 1152
 # Rows of several axes run together up to so many where sums are set aside, for they lie in the cache in between. An
 # axis of unknown length joins only if there are few rows without it.
 _MOST_TOGETHER, _ENOUGH_ROWS = 1024, 96
-# The most rows that a tile has.
-MOST_ROWS = 12
+# Products from which on a part of a sum is worth being added up on its own.
+_SHORTEST_SUM = 96
+# The most rows that a tile has, and that it has where they lie a multiple of a page apart.
+_MOST_ROWS, _ALIGNED_ROWS = 12, 6
+# Operands of more bytes come from beyond the second-level cache, so many bytes in a cycle.
+_CACHED, _FAR_BYTES = 1 << 19, 16
+# Cycles until a sum can be added to.
+_LATENCY = 4
+# What an unknown size counts as.
+_UNKNOWN = 128
 
 
 @dataclass(frozen=True)
@@ -45,41 +47,37 @@ class Tiling:
 
     Attributes:
         lanes: elements of a vector register.
-        rows: rows of C in a tile of registers; the last tiles may have fewer.
-        vectors: vectors of C in each row of a tile.
+        rows: rows of C in a tile of registers; where they are known, some tiles have one row less.
+        width: columns of C in a tile; the last panel may have fewer.
         block: how many products run between additions to the partial sums.
         pack_a: A is copied, tile by tile, so that a tile's rows lie side by side.
-        pack_b: each panel of B is copied so that its rows lie one after another.
-        overlap: the last tile may repeat rows or columns of the one before, so that all tiles share one code.
-        along_k: vectors run along K, and each row of C is a row of dot products.
+        pack_b: B is copied: panel by panel so that its rows lie one after another, or so that columns lie along K.
+        dots: vectors run along K rather than along columns, and a tile is a matrix of dot products.
         streams: B passes by in the order of memory, and all of C is partial sums meanwhile.
-        in_registers: the epilogue runs on the accumulators' registers, else in a loop over the tile's memory.
-        masks_b: the last columns of B can be loaded under a mask; else they are copied, with zeros behind.
-        masks_c: the last columns of C, and all that the epilogue reads, can be accessed under a mask.
+        masks: the last columns can be accessed under a mask; else they are copied, with zeros behind.
+        most_rows: the most rows that tiles of narrower panels may have.
     """
 
     lanes: int
     rows: int
-    vectors: int
+    width: int
     block: int
     pack_a: bool
     pack_b: bool
-    overlap: bool
-    along_k: bool
+    dots: bool
     streams: bool
-    in_registers: bool
-    masks_b: bool
-    masks_c: bool
+    masks: bool
+    most_rows: int
 
     @property
-    def width(self) -> int:
-        """Columns of C in a tile."""
-        return self.lanes * self.vectors
+    def vectors(self) -> int:
+        """Vectors of C in each row of a tile."""
+        return -(-self.width // self.lanes)
 
     @property
-    def most(self) -> int:
-        """The most elements of C in any tile."""
-        return max(self.width * self.rows, 24 * self.lanes)
+    def depth(self) -> int:
+        """Vectors along K that add up beside each other in a small matrix of dot products."""
+        return max(1, min(4, 8 // (self.rows * self.width)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +85,7 @@ class Product:
     """C[m, n] = epilogue(the sum over k of A[m, k] B[k, n]).
 
     Attributes:
-        m, n, k: rows, columns and the contracted axis; columns are neighbors in C wherever possible.
+        m, n, k: rows, columns and the contracted axis; columns are neighbors in C wherever that pays.
         rows: the axes of C that m counts through, the last one fastest: m itself, or several whose places in the
             operands are not those of one axis, such as the rows and columns of an image.
         segments: further contracted axes, all longer than 0, between whose rounds sums are set aside.
@@ -114,9 +112,19 @@ class Product:
         return self.accumulator.dtype
 
     @property
-    def is_plain(self) -> bool:
+    def is_matrix(self) -> bool:
         """Whether rows and the contracted axis are one axis each."""
         return len(self.rows) == 1 and not self.segments and not self.inner
+
+    @property
+    def stores_sums(self) -> bool:
+        """Whether the sums themselves are the result, in rows of neighbors that lie at even distances."""
+        store = self.store
+        if not isinstance(store.value, Result) or store.buffer.dtype != self.dtype:
+            return False
+        factors = [store.index.factor(v) for v in self.rows]
+        even = all(x == y * v.extent for x, y, v in zip(factors, factors[1:], self.rows[1:]))
+        return even and store.index.factor(self.n) == 1
 
     @property
     def depth(self) -> Dim:
@@ -124,42 +132,57 @@ class Product:
         return product((self.k.extent, *[v.extent for v in self.inner]))
 
     @property
+    def summed_apart(self) -> int:
+        """Which inner variable's rounds each add up on their own first, which keeps rounding errors low; -1: none."""
+        depth = length_of(self.k)
+        for i, var in reversed(list(enumerate(self.inner))):
+            if depth >= _SHORTEST_SUM:
+                return i
+            depth *= length_of(var)
+        return -1
+
+    @property
     def replaceable(self) -> set[int]:
         """The inputs that are read only where C is then written."""
         return matching_loads(self.store) - {self.a.buffer.position, self.b.buffer.position}
 
 
-def choose_tiling(p: Product, target: Target) -> Tiling:
-    """The way to run a product on a target."""
-    whole = target.lanes(p.dtype)
-    lanes = whole
+def choose_tiling(products: list[Product], target: Target) -> tuple[Product, Tiling]:
+    """The cheapest way to run a product on a target, given the ways to tell rows from columns."""
+    plans = []
+    for p in products:
+        plans.append((p, _tiles(p, target)))
+        plans += [(p, tiling) for tiling in _dots(p, target)]
+    return min(plans, key=lambda plan: _cycles(*plan))
+
+
+# ---------------------------------------------------------------------------------------------- tiles
+def _tiles(p: Product, target: Target) -> Tiling:
+    """Vectors along the columns."""
+    lanes = target.lanes(p.dtype)
     while lanes // 2 >= length_of(p.n):
         lanes //= 2
     columns = -(-length_of(p.n) // lanes)
-    rows, vectors = _shape(length_of(p.m), columns, *_registers(target))
-    # Where a result may lie in an operand's place, nothing may be computed twice.
-    overlap = not p.replaceable
-    if overlap and isinstance(p.m.extent, int):
-        rows = even_height(p.m.extent, rows)
+    apart = _stride(p.a, p.m) * NUMPY_DTYPE[p.a.dtype].itemsize
+    # Rows whole pages apart fall on the same few lines of the first-level cache.
+    most = _ALIGNED_ROWS if apart % _PAGE == 0 else _MOST_ROWS
+    rows, vectors = _shape(length_of(p.m), columns, most, *_registers(target))
     narrow = p.a.dtype == "float16"
     tiles = -(-p.m.extent // rows) if isinstance(p.m.extent, int) else 1
     costly = narrow and (tiles > 1 or not isinstance(p.m.extent, int) or not target.has_float16)
+    masks = lanes == 1 or (target.can_mask(p.dtype) and (costly or target.can_mask(p.b.dtype)))
     tiling = Tiling(
         lanes,
         rows,
-        vectors,
-        _block_length(p.k, _BLOCK, _LONGEST_BLOCK, lanes),
-        pack_a=lanes > 1 and p.is_plain and (costly or _copies_a(p, -(-columns // vectors))),
+        lanes * vectors,
+        _block_length(p.k, lanes),
+        pack_a=lanes > 1 and p.is_matrix and (costly or _copies_a(p, -(-columns // vectors))),
         pack_b=p.b.index.factor(p.n) != 1 or costly or _copies_b(p, tiles),
-        overlap=overlap,
-        along_k=False,
+        dots=False,
         streams=False,
-        in_registers=_fits_registers(p.store, p.n, rows * vectors),
-        masks_b=target.can_mask(p.b.dtype) or lanes == 1,
-        masks_c=lanes == 1 or all(target.can_mask(d) for d in _stored_dtypes(p.store)),
+        masks=masks,
+        most_rows=most,
     )
-    if _runs_along_k(p, whole) and not costly:
-        return _along_k(p, replace(tiling, lanes=whole))
     return _streamed(p, tiling) if _passes_by(p, tiling) and not costly else tiling
 
 
@@ -213,32 +236,14 @@ def _copies_b(p: Product, tiles: int) -> bool:
     return tiles >= (_REREADS if apart % _PAGE else _REREADS_ALIGNED)
 
 
-def _along_k(p: Product, tiling: Tiling) -> Tiling:
-    longest = _LONG_DOT if length_of(p.m) == 1 else _SHORT_DOT
-    block = _block_length(p.k, longest, longest, tiling.lanes)
-    return replace(
-        tiling,
-        rows=1,
-        vectors=1,
-        block=block,
-        pack_a=False,
-        pack_b=False,
-        along_k=True,
-        in_registers=_fits_registers(p.store, p.n, 1),
-    )
-
-
 def _streamed(p: Product, tiling: Tiling) -> Tiling:
-    vectors = min(4, tiling.vectors)
     return replace(
         tiling,
-        vectors=vectors,
+        width=tiling.lanes * min(8 if tiling.rows == 1 else 4, tiling.vectors),
         block=_STREAMED_ROWS if length_of(p.k) <= _LONG_STREAM else _LONG_STREAMED_ROWS,
         pack_a=False,
         pack_b=False,
-        overlap=False,
         streams=True,
-        in_registers=_fits_registers(p.store, p.n, tiling.rows * vectors),
     )
 
 
@@ -247,27 +252,20 @@ def _passes_by(p: Product, tiling: Tiling) -> bool:
     m, k, n = p.m.extent, p.k.extent, p.n.extent
     if not (isinstance(m, int) and isinstance(k, int) and isinstance(n, int)) or m > _STREAMED_TO:
         return False
-    if not p.is_plain or p.b.index.factor(p.n) != 1 or (not tiling.masks_b and n % tiling.lanes):
+    if not p.is_matrix or p.b.index.factor(p.n) != 1 or (not tiling.masks and n % tiling.lanes):
         return False
     return k * n * NUMPY_DTYPE[p.b.dtype].itemsize > (_PASSES_ROW if m == 1 else _PASSES_TILE)
 
 
-def _block_length(k: Var, usual: int, longest: int, lanes: int) -> int:
+def _block_length(k: Var, lanes: int) -> int:
     """Where to cut K: blocks of even lengths if it is known and long."""
     length = length_of(k)
-    if length <= longest:
+    if length <= _LONGEST_BLOCK:
         return max(length, 1)
     if not isinstance(k.extent, int):
-        return usual
-    count = -(-length // usual)
+        return _BLOCK
+    count = -(-length // _BLOCK)
     return -(-length // (count * lanes)) * lanes
-
-
-def _runs_along_k(p: Product, lanes: int) -> bool:
-    """Whether few rows meet columns that lie along K: turning those over would not pay."""
-    if length_of(p.m) > _FEW_ROWS or not p.is_plain or lanes == 1 or length_of(p.k) < lanes:
-        return False
-    return p.a.index.factor(p.k) == 1 and p.b.index.factor(p.k) == 1
 
 
 def _registers(target: Target) -> tuple[int, int]:
@@ -279,24 +277,98 @@ def _registers(target: Target) -> tuple[int, int]:
     return (12, 2) if target.has_fma else (8, 2)
 
 
-def _shape(rows: int, columns: int, budget: int, widest: int) -> tuple[int, int]:
+def _shape(rows: int, columns: int, most: int, budget: int, widest: int) -> tuple[int, int]:
     """Rows and vectors of a tile: near square in registers, but as low as the matrix is."""
     vectors = min(widest, columns)
     if columns % widest and columns > widest:
         vectors = next((v for v in range(widest, 1, -1) if columns % v == 0), widest)
-    most = min(budget // vectors, MOST_ROWS)
+    most = min(most, budget // vectors)
     if rows < most:
         # Few rows: wide tiles read long pieces of each row of B, which memory likes.
         return rows, max(vectors, min(columns, budget // rows, 16))
-    return most, vectors
+    return even_height(rows, most), vectors
 
 
 def even_height(rows: int, most: int) -> int:
-    """The height of tiles that cover some rows with the least work, no less than two thirds of the most."""
-    if rows <= most:
-        return rows
-    # Each tile costs a little beside its rows.
-    return min(range(most, -(-most * 2 // 3) - 1, -1), key=lambda h: -(-rows // h) * (h + 0.3))
+    """The height of the fewest tiles that cover some rows, the others having one row less."""
+    return -(-rows // -(-rows // most)) if rows < 1 << 30 else most
+
+
+# ---------------------------------------------------------------------------------------------- dot products
+def _dots(p: Product, target: Target) -> list[Tiling]:
+    """Vectors along K, which both operands follow, or few columns of B are made to."""
+    lanes = target.lanes(p.dtype)
+    if lanes == 1 or not p.is_matrix or p.a.index.factor(p.k) != 1:
+        return []
+    narrow = p.a.dtype == "float16" and (length_of(p.m) > 1 or not target.has_float16)
+    near = p.b.index.factor(p.k) == 1
+    if narrow or not (near or (length_of(p.n) <= lanes and p.b.index.factor(p.n) == 1)):
+        return []
+    side, sums = (4, 16) if _registers(target)[0] == 24 else (4, 8)
+    rows, columns = (min(side, _power(length_of(v))) for v in (p.m, p.n))
+    rows = min(rows, sums // columns)
+    masks = all(target.can_mask(d) for d in (p.a.dtype, p.b.dtype, p.dtype))
+    return [Tiling(lanes, rows, columns, max(1, length_of(p.k)), False, not near, True, False, masks, rows)]
+
+
+def _power(number: int) -> int:
+    """The next power of 2."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+# ---------------------------------------------------------------------------------------------- costs
+def _cycles(p: Product, t: Tiling) -> float:
+    """About how long a product takes, in multiply-adds of whole vector registers.
+
+    Only the comparison of ways to run one product counts. The figures were fitted to measurements.
+    """
+    m, n, k = (_guess(v.extent) for v in (p.m, p.n, p.k))
+    for var in (*p.segments, *p.inner):
+        k *= _guess(var.extent)
+    size = NUMPY_DTYPE[p.dtype].itemsize
+    # Narrow vectors run two at a time.
+    single = max(0.5, t.lanes * size / 64)
+    square = 5.0 / t.lanes  # of turning over one element, when it happens in squares
+    total: float = 0
+    if t.dots:
+        tiles = -(-m // t.rows) * -(-n // t.width)
+        count = t.rows * t.width
+        total += tiles * (-(-k // t.lanes) * max(count * single, t.rows + t.width) + 3.5 * count * single + 20)
+        if t.pack_b:
+            total += k * n * square + 40
+    else:
+        vectors = n // t.lanes + (
+            0 if n % t.lanes == 0 else 0.5 if narrowed(n % t.lanes, t.lanes, size) < t.lanes else 1
+        )
+        panels = math.ceil(vectors / t.vectors)
+        tiles = -(-m // t.rows) * panels
+        row = max(m * vectors * single, 0.5 * (m * panels + vectors * -(-m // t.rows)))
+        total += max(row, tiles * _LATENCY / 4) * k + tiles * 20 + m * vectors * 1.5
+        if t.pack_b:
+            slow = p.b.index.factor(p.k) != 1 and p.b.index.factor(p.n) != 1
+            turned = p.b.index.factor(p.n) != 1
+            total += k * n * (2 if slow else square if turned else 1 / t.lanes) + 40
+        if t.pack_a:
+            total += m * k / t.lanes
+    # A passes once for every panel of columns.
+    passes = -(-n // t.width)
+    if m * k * size > _CACHED:
+        total += passes * m * k * size / _FAR_BYTES
+    near = p.store.index.factor(p.n) == 1
+    total += m * n * (0 if near else 1 if p.store.index.factor(p.m) == 1 else 2)
+    return total
+
+
+def narrowed(columns: int, lanes: int, size: int) -> int:
+    """The lanes of a vector for the last columns: fewer than usual where two narrow vectors take the time of one."""
+    narrow = lanes
+    while lanes * size == 64 and narrow // 2 >= columns and narrow * size > 16:
+        narrow //= 2
+    return narrow
+
+
+def _guess(extent: Dim) -> int:
+    return max(1, extent) if isinstance(extent, int) else _UNKNOWN
 
 
 def length_of(var: Var) -> int:
@@ -309,22 +381,4 @@ def _stride(load: Load, var: Var) -> int:
     return factor if isinstance(factor, int) else 1 << 30
 
 
-def _stored_dtypes(store: Store) -> set[str]:
-    """The dtypes of all memory that an epilogue touches."""
-    return {store.buffer.dtype} | {e.dtype for e in expressions([store]) if isinstance(e, Load | Lookup)}
-
-
-def _fits_registers(store: Store, n: Var, registers: int) -> bool:
-    """Whether the epilogue is short enough to be unrolled, and reads neighbors where it stores neighbors."""
-    if store.index.factor(n) != 1:
-        return False
-    cost = 0
-    for expr in expressions([store]):
-        if isinstance(expr, Apply):
-            cost += find_op(expr.op).cost
-        elif isinstance(expr, Lookup) or (isinstance(expr, Load) and expr.index.factor(n) not in (0, 1)):
-            return False
-    return cost * registers <= _UNROLLED_COST
-
-
-__all__ = ["MOST_ROWS", "Product", "Tiling", "choose_tiling", "even_height", "length_of", "with_inner", "with_rows"]
+__all__ = ["Product", "Tiling", "choose_tiling", "even_height", "length_of", "narrowed", "with_inner", "with_rows"]

@@ -1,0 +1,102 @@
+"""How a matrix product is shared out among threads: along which axis, in which units, and what memory each needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from graphkb.codegen.gemm_tiling import Product, Tiling
+from graphkb.codegen.loops import Var
+from graphkb.ir.dims import Dim, maximum, minimum
+from graphkb.ir.dims import product as product_of
+from graphkb.ir.types import NUMPY_DTYPE
+
+# Nanoseconds of work below which a product stays on one thread, and that a part should have at least.
+_SMALL, _GRAIN = 12_000, 5_000
+# What one thread does in a nanosecond: multiply-adds, and bytes of B read.
+_SPEED, _BANDWIDTH = 50, 50
+# Whole matrices are shared out if there are so many, or if one takes no longer than this.
+_MANY, _SHORT = 16, 50_000
+# Panels of columns that are enough to share out.
+_PANELS = 8
+# Memory that threads write is there once for each group of units, at most so many times.
+_MOST_GROUPS = 16
+# Rows that pay for one more copy of a panel of B.
+_ROWS_PER_COPY = 128
+# What an unknown size counts as.
+_UNKNOWN = 512
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How the work of one product is shared out.
+
+    Attributes:
+        axis: what is cut: matrices, panels of columns, tiles of rows, or nothing.
+        units: how many pieces there are; results do not depend on which thread takes which.
+        group: consecutive units that share working memory.
+        nanoseconds: what one unit takes, about.
+    """
+
+    axis: Literal["", "outer", "columns", "rows"]
+    units: Dim
+    group: Dim
+    nanoseconds: Dim
+
+    @property
+    def slots(self) -> Dim:
+        """How many groups there are, at most."""
+        return minimum(self.units, _MOST_GROUPS) if self.axis else 1
+
+    @property
+    def grain(self) -> Dim:
+        """How many groups one part should have at least."""
+        each = self.nanoseconds * self.group
+        if isinstance(each, int):
+            return max(1, _GRAIN // max(1, each))
+        return maximum(1, _GRAIN // maximum(1, each))
+
+
+def share_out(p: Product, outer: Sequence[Var], t: Tiling, keeps: bool) -> Parts:
+    """The way to share out a product.
+
+    Args:
+        p, outer, t: the product, its further axes, and how it is cut into tiles.
+        keeps: whether units write memory besides the result.
+    """
+    m, n, k = p.m.extent, p.n.extent, product_of([p.depth, *[v.extent for v in p.segments]])
+    count: Dim = product_of([v.extent for v in outer])
+    many = _guess(count)
+    tiles, panels = _ceil(m, t.rows), _ceil(n, t.width)
+    matrix = _guess(_nanoseconds(p, _guess(m), _guess(n), _guess(k)))
+    if many * matrix < _SMALL:
+        return Parts("", 1, 1, 0)
+    axis: Literal["outer", "columns", "rows"]
+    if many >= _MANY or (many > 1 and matrix < _SHORT):
+        axis, units, each = "outer", count, _nanoseconds(p, m, n, k)
+    elif t.streams or t.pack_a or _guess(panels) >= _PANELS or _guess(panels) >= _guess(tiles):
+        axis, units, each = "columns", panels, _nanoseconds(p, m, t.width, k)
+    else:
+        axis, units, each = "rows", tiles, _nanoseconds(p, t.rows, n, k)
+    group: Dim = _ceil(units, _MOST_GROUPS) if keeps else 1
+    if axis == "rows" and t.pack_b:
+        group = maximum(group, -(-_ROWS_PER_COPY // t.rows))
+    return Parts(axis, units, group, each)
+
+
+def _nanoseconds(p: Product, m: Dim, n: Dim, k: Dim) -> Dim:
+    size = NUMPY_DTYPE[p.b.dtype].itemsize
+    wide = NUMPY_DTYPE[p.dtype].itemsize
+    return m * n * k * wide // (_SPEED * 4) + (m + n) * k * size // _BANDWIDTH
+
+
+def _ceil(x: Dim, step: int) -> Dim:
+    return (x + step - 1) // step
+
+
+def _guess(extent: Dim) -> int:
+    return extent if isinstance(extent, int) else _UNKNOWN
+
+
+__all__ = ["Parts", "share_out"]
