@@ -128,9 +128,11 @@ class _Writer:
             mask = b.lane_mask(b.isub(end, at), dots.lanes) if self.masks_k else None
             return products(at, mask, sums)
 
-        step = b.const(dots.depth * dots.lanes, "int64")
-        whole = b.iadd(start, b.imul(b.sdiv(b.isub(end, start), step), step))
-        sums = b.loop(start, whole, dots.depth * dots.lanes, several, zeros * dots.depth, hint="k")
+        whole, sums = start, zeros
+        if dots.depth > 1:
+            step = b.const(dots.depth * dots.lanes, "int64")
+            whole = b.iadd(start, b.imul(b.sdiv(b.isub(end, start), step), step))
+            sums = b.loop(start, whole, dots.depth * dots.lanes, several, zeros * dots.depth, hint="k")
         while len(sums) > count:
             half = len(sums) // 2
             sums = [b.fadd(x, y) for x, y in zip(sums[:half], sums[half:])]

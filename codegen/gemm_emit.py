@@ -516,14 +516,14 @@ class _Product:
         return self.size(self.kernel.turned_pitch)
 
     def _turn_b(self) -> None:
-        b, kernel, math, t = self.b, self.kernel, self.math, self.t
+        b, kernel, math = self.b, self.kernel, self.math
         source = self._at(kernel.b, kernel.n, 0, 0)
         k, n = self.size(kernel.k.extent), self.size(kernel.n.extent)
         dtypes, pitch = (kernel.b.dtype, kernel.dtype), math.value(self._turned_pitch())
         step = math.value(self._factor(kernel.b, kernel.k))
 
         def turn() -> None:
-            copy_turned(b, dtypes, source, step, self._packed_b(), pitch, (math.value(k), math.value(n)), t.lanes)
+            copy_turned(b, dtypes, source, step, self._packed_b(), pitch, (math.value(k), math.value(n)), self.t.lanes)
 
         # Without rows there is no last one to repeat.
         self.math.loop(0, self.math.minimum(k, 1), 1, lambda _: turn(), "turn")

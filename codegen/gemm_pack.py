@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from graphkb.codegen.builder import Builder, Value
+from graphkb.codegen.builder import ITEM_SIZES, Builder, Value
 from graphkb.codegen.gemm_dots import transposed
 
 
@@ -95,7 +95,7 @@ def copy_turned(
     target: Value,
     width: Value,
     counts: tuple[Value, Value],
-    lanes: int,
+    most: int,
 ) -> None:
     """Copy the transpose of a matrix whose rows are contiguous, in squares that turn over in registers.
 
@@ -108,10 +108,12 @@ def copy_turned(
         source, step: the first element, and elements from one row to the next.
         target, width: the copy, and elements from one of its rows to the next.
         counts: rows and columns of the source, at least one.
-        lanes: the side of a square.
+        most: a power of 2 that `width` is a multiple of; squares are no larger.
     """
     dtype, wide = dtypes
     masked = b.target.can_mask(dtype)
+    # Half as long vectors as there may be turn over no slower, in less code.
+    lanes = min(most, max(2, min(b.target.vector_bits, 256) // 8 // ITEM_SIZES[wide]))
 
     def write(source: Value, step: Value, target: Value, width: Value, *counts: Value) -> None:
         rows, columns = counts

@@ -290,8 +290,14 @@ def _shape(rows: int, columns: int, most: int, budget: int, widest: int) -> tupl
 
 
 def even_height(rows: int, most: int) -> int:
-    """The height of the fewest tiles that cover some rows, the others having one row less."""
-    return -(-rows // -(-rows // most)) if rows < 1 << 30 else most
+    """The height of tiles that cover some rows: of all if one fits that is not much lower, else of the tallest.
+
+    In the second case the others have one row less.
+    """
+    if rows >= 1 << 30:
+        return most
+    alike = [h for h in range(most, most * 2 // 3 - 1, -1) if h and rows % h == 0]
+    return alike[0] if alike else -(-rows // -(-rows // most))
 
 
 # ---------------------------------------------------------------------------------------------- dot products
