@@ -45,6 +45,8 @@ JOINED = {"pad", "pad_value", "concatenate", "interleave"}
 INDIRECT = {"gather", "guard"}
 # Rows up to this length are reduced several times in one kernel; longer ones would leave the cache in between.
 LONGEST_ROW = 65536
+# From so many channels on a convolution stores them side by side, whatever order the next kernel wants.
+MANY_COLUMNS = 16
 # Leaves without memory of their own, which kernels compute.
 INLINE_LEAVES = {"size", "iota", "positions"}
 
@@ -134,6 +136,14 @@ def _keeps_neighbors(view: Node, user: Node) -> bool:
     """Whether what lies side by side before a transpose is still rows, columns or channels of a convolution."""
     axis: int = view.attrs["axes"].index(view.ndim - 1)
     return axis == view.ndim - 1 or (axis == 0 and view is user.inputs[0] and view is not user.inputs[1])
+
+
+def _turns_columns(core: Node, axes: Axes, root: Node) -> bool:
+    """Whether a convolution's channels would be stored apart: turning them over afterwards is faster."""
+    if core.op.name != "conv" or axes[-1:] == result_axes(root)[-1:]:
+        return False
+    columns = core.shape[-1]
+    return isinstance(columns, int) and columns >= MANY_COLUMNS
 
 
 @dataclass(eq=False)
@@ -304,7 +314,8 @@ class _Groups:
         if group.root.op.name in SCATTERED:
             return False
         # Read through two slices, it would be two reductions.
-        if group.core is None and once and OTHER not in self._axes(core, group):
+        axes = self._axes(core, group)
+        if group.core is None and once and OTHER not in axes and not _turns_columns(core, axes, group.root):
             return True
         if core.op.name in (*PRODUCTS, "argmax", "argmin") or not reduces_last_axis(core):
             return False

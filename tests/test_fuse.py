@@ -232,3 +232,11 @@ def test_products_read_through_slices() -> None:
     # Every other column would have to be gathered again and again.
     columns = shape.slice_(x_(6, 8), (0, 0), (6, 4), (1, 2))
     assert kernels(dot(columns, w)) == [["slice"], ["dot"]]
+
+
+def test_many_channels_are_turned_over_by_a_kernel_of_their_own() -> None:
+    x, w = x_(2, 5, 4, 3), x_(2, 2, 3, 32, name="w")
+    y = shape.transpose(conv.conv(x, w, (1, 1), (1, 1)), (0, 3, 1, 2))
+    assert kernels(e.relu(y)) == [["conv"], ["transpose", "relu"]]
+    few = shape.transpose(conv.conv(x, x_(2, 2, 3, 1, name="v"), (1, 1), (1, 1)), (0, 3, 1, 2))
+    assert kernels(e.relu(few)) == [["conv", "transpose", "relu"]]
