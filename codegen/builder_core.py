@@ -1,12 +1,17 @@
 """The text of one LLVM module as it grows: values, constants, instructions, blocks, loops and functions."""
 
+from __future__ import annotations
+
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from graphkb.codegen.target import Target
+
+if TYPE_CHECKING:
+    from graphkb.codegen.timing import Watch
 
 FLOATS = ("float16", "float32", "float64")
 SIGNED = ("int8", "int16", "int32", "int64")
@@ -116,6 +121,7 @@ class ModuleText:
         self.target = target
         self.fastmath = fastmath
         self.parallel_for = parallel_for
+        self.watch: Watch | None = None  # times the calls of programs, where they are profiled
         self.block = ""
         self._lines: list[str] = []
         self._entry: list[str] = []

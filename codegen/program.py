@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -255,7 +256,9 @@ class Program:
         """The calls from `start` on, as many as one function takes."""
         w = _ProgramWriter(self, b, *values)
         for position, call in enumerate(self.calls[start : start + _CHUNK], start):
-            call.emit(w, f"{name}.step{position}")
+            step = f"{name}.step{position}"
+            with b.watch.around(b, step, call) if b.watch is not None else nullcontext():
+                call.emit(w, step)
             for check in self.checks.intersection(call.results):
                 stop_if(b, b.load(w.address_of(check), "bool"))
         b.ret(b.const(0, "int32"))

@@ -1,4 +1,4 @@
-"""The command line: `graphkb dump | compile | run | bench | doctor`."""
+"""The command line: `graphkb dump | compile | run | profile | bench | doctor`."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ examples, with a file net.py:
     graphkb dump net.py:predict --stage asm --shape x=32,4   its machine code for 32 rows
     graphkb run net.py:predict --input x=1,2,3,4             run it on one row
     graphkb bench net.py:predict --size batch=1000           time it
+    graphkb profile net.py:predict --size batch=1000         see which kernel takes how long
     graphkb compile net.py:predict -o predict.so             a library for C, with its header
     graphkb doctor                                           what works on this machine
 """
@@ -130,6 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--repeat", type=_positive, default=1, metavar="N", help="call it N times, for its updates")
     one.add_argument("-o", "--output", metavar="FILE", help="save the outputs in a .npz file, or one in a .npy file")
 
+    one = _command(commands, "profile", _profile, "show what a program spends its time on, kernel by kernel")
+    _add_inputs(one)
+    one.add_argument(
+        "-o", "--output", metavar="FILE", help="save the roofline picture (.svg), the figures (.json) or the table"
+    )
+
     one = _command(commands, "bench", _bench, "time a program, compiled and interpreted")
     _add_inputs(one)
     one.add_argument("--seconds", type=float, default=1.0, help="how long to measure each way; 1 by default")
@@ -184,6 +191,11 @@ examples:
     graphkb run net.py:predict --input x=images.npy -o answers.npy
     graphkb run net.py:predict --input x=[[1,2,3,4],[5,6,7,8]]
     graphkb run net.py:step --input random --size batch=8 --repeat 100
+""",
+    "profile": """\
+examples:
+    graphkb profile net.py:predict --size batch=1000
+    graphkb profile net.py:step --input x=images.npy -o roofline.svg
 """,
     "bench": """\
 examples:
@@ -326,6 +338,16 @@ def _bench(args: argparse.Namespace) -> int:
         median = statistics.median(times[mode])
         ratio = f"  {median / best:.2f}x" if len(modes) > 1 else ""
         print(f"  {mode:<10}{_time(median):>10} a call, fastest {_time(min(times[mode]))}{ratio}")
+    return 0
+
+
+def _profile(args: argparse.Namespace) -> int:
+    function = _in_mode(load_function(args.source), args.mode)
+    made = function.profile(make_inputs(function, args.input or ["random"], args.size, args.seed))
+    print(made)
+    if args.output is not None:
+        made.save(args.output)
+        print(f"wrote {args.output}")
     return 0
 
 

@@ -57,7 +57,7 @@ def test_docstrings_describe_every_parameter(name):
 def test_every_option_and_command_is_listed(made):
     assert all(f"| `{option}` | `{variable}` |" in made["api/options.md"] for option, variable in VARIABLES.items())
     commands = re.findall(r"^## graphkb (\w+)$", made["api/commands.md"], re.MULTILINE)
-    assert commands == ["dump", "compile", "run", "bench", "doctor"]
+    assert commands == ["dump", "compile", "run", "profile", "bench", "doctor"]
 
 
 def test_rendering_of_a_docstring():

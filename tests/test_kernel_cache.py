@@ -353,7 +353,7 @@ def test_a_wrong_record_of_the_machine_is_not_believed(
     assert find_target(chosen) == TARGET
     (record,) = entries(folder)
     good = record.read_bytes()
-    kernel_cache._write(str(folder), record.stem, kept, chosen)
+    kernel_cache.write_entry(str(folder), record.stem, kept, chosen)
     assert record.read_bytes() != good
     monkeypatch.setattr(target, "_host", None)
     assert find_target(chosen) == TARGET

@@ -83,7 +83,7 @@ def compile_kernels(text: str, target: Target, options: Options, level: int = 2)
         _tell(options, "shared", key, 0, start)
         return engine
     folder = folder_of(options)
-    data = _read(folder, key, options)
+    data = read_entry(folder, key, options)
     if data is not None:
         engine = load_object(data, target, text, level, known)
         _tell(options, "hit", key, len(data), start)
@@ -92,7 +92,7 @@ def compile_kernels(text: str, target: Target, options: Options, level: int = 2)
         # What is kept is what runs: both ways lead through the same object file.
         engine = load_object(data, target, text, level, known)
         _tell(options, "miss", key, len(data), start)
-        _write(folder, key, data, options)
+        write_entry(folder, key, data, options)
     if known:
         limit_threads(engine, options)
     _engines[shared] = engine
@@ -111,10 +111,10 @@ def find_target(options: Options) -> Target:
     from graphkb.codegen.target import assume_host, host_target, known_host
 
     folder = folder_of(options) if known_host() is None else ""
-    key = _machine_key() if folder else ""
+    key = machine_key() if folder else ""
     if not key:
         return host_target(options.target)
-    data = _read(folder, key, options)
+    data = read_entry(folder, key, options)
     if data is not None:
         with suppress(ValueError, TypeError, KeyError):
             assume_host(*json.loads(data))
@@ -122,11 +122,11 @@ def find_target(options: Options) -> Target:
     target = host_target(options.target)
     host = known_host()
     if not believed and host is not None:
-        _write(folder, key, json.dumps([host.name, host.triple, host.tune]).encode(), options)
+        write_entry(folder, key, json.dumps([host.name, host.triple, host.tune]).encode(), options)
     return target
 
 
-def _machine_key() -> str:
+def machine_key() -> str:
     """A digest of the processor, as the system describes it, and of the LLVM that judges it; "" where it does not."""
     from graphkb.codegen.engine import llvm_identity
 
@@ -200,7 +200,7 @@ def _opened(folder: str, make: bool = False) -> Iterator[int]:
         os.close(fd)
 
 
-def _read(folder: str, key: str, options: Options) -> bytes | None:
+def read_entry(folder: str, key: str, options: Options) -> bytes | None:
     """The object file of a complete entry; None for everything else."""
     if not folder:
         return None
@@ -228,7 +228,7 @@ def _read(folder: str, key: str, options: Options) -> bytes | None:
         return None
 
 
-def _write(folder: str, key: str, data: bytes, options: Options) -> None:
+def write_entry(folder: str, key: str, data: bytes, options: Options) -> None:
     """Keep an object file, if that is possible."""
     if not folder or len(data) > MOST_BYTES // 4:
         return

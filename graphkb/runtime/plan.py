@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from graphkb.codegen.engine import Engine
     from graphkb.codegen.program import Kernels, Program
     from graphkb.codegen.target import Target
+    from graphkb.codegen.timing import Watch
     from graphkb.runtime.call_spec import CallSpec
 
 # Estimated scalar operations and bytes above which a call lets other Python threads run: some microseconds.
@@ -109,6 +111,7 @@ class NativePlan(Plan):
 
         super().__init__(graph)
         self.fused = fused
+        self._target = target
         tell(f"scheduling the loops of {len(fused.nodes)} steps")
         self.program: Program = make_program(fused, target)
         b = Builder(target, parallel_for=shared_pool(target))
@@ -123,6 +126,23 @@ class NativePlan(Plan):
 
     def _emit(self, b: Builder) -> None:
         self.program.emit(b, "run")
+
+    def timed(self, options: Options) -> tuple[CallSpec, Engine, Watch]:
+        """The same program with a clock around every call, for profiles."""
+        from graphkb.codegen.builder import Builder
+        from graphkb.codegen.threads import shared_pool
+        from graphkb.codegen.timing import Watch
+        from graphkb.runtime.kernel_cache import compile_kernels
+
+        b = Builder(self._target, parallel_for=shared_pool(self._target))
+        b.watch = watch = Watch()
+        self._emit(b)
+        watch.finish(b)
+        engine = compile_kernels(b.module(), self._target, options)
+        spec = replace(self._spec, run=engine.address("run"), keepalive=(engine, self._bound))
+        if spec.sizes:
+            spec = replace(spec, sizes=engine.address("sizes"))
+        return spec, engine, watch
 
     def _call_spec(self, options: Options, **more: Any) -> CallSpec:
         from graphkb.runtime.call_spec import CallSpec
@@ -185,6 +205,8 @@ class MixedPlan(Plan):
 
     Loops and branches all of whose bodies are native have native plans, others are walked by Python, with a plan for
     each body.
+
+    Attributes: `seconds` that each step took in the latest call.
     """
 
     def __init__(self, graph: Graph, fused: Graph, target: Target, options: Options) -> None:
@@ -195,6 +217,7 @@ class MixedPlan(Plan):
 
         super().__init__(graph)
         self.fused = fused
+        self.seconds: dict[Node, float] = {}
         self._kernels = Kernels(target)
         self._controls = {
             node: _control_plan(node, target, options)
@@ -225,6 +248,10 @@ class MixedPlan(Plan):
     @property
     def asm(self) -> str:
         return "\n".join([self._engine.assembly(), *[plan.asm for plan in self._inner() if plan.asm]])
+
+    def kernel_name(self, node: Node) -> str:
+        """The name of the kernel of a fused node."""
+        return self._kernels.of(node).name
 
     def _inner(self) -> Iterator[Plan]:
         """The plans of loops, branches and bodies."""
@@ -314,7 +341,9 @@ class MixedPlan(Plan):
         try:
             with np.errstate(all="ignore"):
                 for node, call, dead in self._steps:
+                    start = time.perf_counter()
                     values[node] = call(*[values[i] for i in node.inputs])
+                    self.seconds[node] = time.perf_counter() - start
                     if node in self._checks and values[node]:
                         raise _BadIndexError
                     for value in dead:

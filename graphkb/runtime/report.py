@@ -69,7 +69,7 @@ class Report:
     def __str__(self) -> str:
         head = f"{self.name}({', '.join(self.inputs)}): {self.native} native, {self.interpreted} interpreted"
         if self.planned_bytes is not None:
-            head += f", {_amount(self.planned_bytes, 'B')} planned"
+            head += f", {amount(self.planned_bytes, 'B')} planned"
         lines = [head]
         if self.note:
             lines.append(f"  {self.note}")
@@ -79,9 +79,9 @@ class Report:
                 "native" if step.native else "interpreted",
                 step.name,
                 step.type,
-                _amount(step.flops, "flop"),
-                _amount(step.bytes, "B"),
-                _lines(step.lines),
+                amount(step.flops, "flop"),
+                amount(step.bytes, "B"),
+                show_lines(step.lines),
             )
             for index, step in enumerate(self.steps)
         ]
@@ -139,10 +139,17 @@ def _flops(node: Node, sizes: Mapping[Symbol, int]) -> int:
         case "elementwise":
             return node.op.cost * _count(node.shape, sizes)
         case "reduce":
-            return node.op.cost * _count(node.inputs[0].shape, sizes)
+            dims = (*node.shape, *node.attrs["window"]) if "window" in node.attrs else node.inputs[0].shape
+            return node.op.cost * _count(dims, sizes)
         case "dot":
-            contracted = [node.inputs[0].shape[axis] for axis in node.attrs.get("contract_x", ())]
-            return 2 * _count(node.shape, sizes) * _count(contracted, sizes)
+            x = node.inputs[0]
+            if node.op.name == "conv":
+                # Each element of the result sums over the taps and the channels of its group.
+                kernel = node.inputs[1].shape
+                summed = (*kernel[: len(node.attrs["strides"])], kernel[-2])
+            else:
+                summed = tuple([x.shape[axis] for axis in node.attrs["contract_x"]])
+            return 2 * _count(node.shape, sizes) * _count(summed, sizes)
         case _:
             return 0
 
@@ -157,16 +164,22 @@ def _count(dims: Iterable[Dim], sizes: Mapping[Symbol, int]) -> int:
     return prod(d for d in known if isinstance(d, int))
 
 
-def _amount(value: int, unit: str) -> str:
-    """A number of three digits with a decimal prefix: `1.23 kB`."""
+def amount(value: float, unit: str) -> str:
+    """A number of three digits with a decimal prefix: `1.23 kB`, `4.56 ms`."""
     number, prefix = float(value), ""
-    for prefix in ("", "k", "M", "G", "T"):  # noqa: B007 - the last one stays
-        if number < 1000:
-            break
-        number /= 1000
+    if 0 < number < 1:
+        for prefix in ("m", "µ", "n"):  # noqa: B007 - the last one stays
+            number *= 1000
+            if number >= 1:
+                break
+    else:
+        for prefix in ("", "k", "M", "G", "T"):  # noqa: B007 - the last one stays
+            if number < 1000:
+                break
+            number /= 1000
     return f"{number:.3g} {prefix}{unit}"
 
 
-def _lines(lines: tuple[str, ...], most: int = 4) -> str:
+def show_lines(lines: tuple[str, ...], most: int = 4) -> str:
     shown = ", ".join(lines[:most])
     return shown + (f" and {len(lines) - most} more" if len(lines) > most else "")

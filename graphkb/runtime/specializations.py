@@ -110,6 +110,13 @@ class Specializations:
             raise TypeError(
                 f"{self.graph.name}: expected one list of inputs, got {1 + len(more)} arguments: call it as f([x, …])"
             )
+        found, arrays = self.prepare(inputs)
+        if found.opened is not None:
+            self._widen(found, arrays)
+        return found.plan.run(arrays)
+
+    def prepare(self, inputs: Sequence[Any]) -> tuple[Specialization, list[Array]]:
+        """The specialization that serves a list of inputs, and the inputs as arrays."""
         arrays = self.parameters.convert(inputs)
         shapes = tuple([array.shape for array in arrays])
         found = self.find(shapes)
@@ -118,9 +125,7 @@ class Specializations:
         else:
             self.hits += 1
         found.used = next(self._clock)
-        if found.opened is not None:
-            self._widen(found, arrays)
-        return found.plan.run(arrays)
+        return found, arrays
 
     @property
     def kept(self) -> tuple[Specialization, ...]:
