@@ -59,6 +59,13 @@ KERNELS: list[tuple[str, Callable[..., Any], list[np.ndarray], str]] = [
     ("any", lambda x: K.any(K.greater(x, 14.0)), [normal(400_007)], "parallel block by 1:"),
     ("argmax", lambda x: K.argmax(x, -1), [normal(701, 503)], "parallel i0 by "),
     ("channel statistics", lambda x: [K.mean(x, (0, 1, 2)), K.var(x, (0, 1, 2))], [normal(9, 37, 31, 17)], "block"),
+    ("product", lambda x, y: K.relu(K.dot(x, y) + 1.0), [normal(701, 503), normal(503, 399)], " parallel:"),
+    (
+        "convolution",
+        lambda x, k: K.conv2d(x, k, padding="same"),
+        [normal(3, 28, 28, 16), normal(3, 3, 16, 32)],
+        "parallel",
+    ),
     ("map and its column sums", lambda x: [K.exp(x), K.sum(K.exp(x), 0)], [normal(3001, 67)], "parallel block by 1:"),
     ("map and its full sum", lambda x: [K.exp(x), K.sum(K.exp(x)), K.max(x)], [normal(401, 503)], "parallel block by "),
     ("transpose", K.transpose, [normal(801, 703)], "parallel i0 by "),
