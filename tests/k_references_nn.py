@@ -64,13 +64,7 @@ def local_conv(inputs, kernel, kernel_size, strides, data_format, output_shape=N
     return conv_tools.local(inputs, kernel, kernel_size, strides, counts, data_format)
 
 
-def pool(x, pool_size, strides, padding, data_format, pool_mode):
-    n = 3 if isinstance(pool_size, tuple) and len(pool_size) == 3 else 2
-    n = n if isinstance(pool_size, tuple) else x.ndim - 2
-    return _pool(n, x, pool_size, strides, padding, data_format, pool_mode)
-
-
-def _pool(n, x, pool_size, strides, padding, data_format, pool_mode):
+def pool(n, x, pool_size, strides, padding, data_format, pool_mode):
     need(x.ndim == n + 2)
     if padding == "valid":
         need(all(m >= k for m, k in zip(conv_tools.last(x, data_format).shape[1:], many(pool_size, n))))
@@ -105,7 +99,7 @@ def batch_normalization(x, mean, var, beta, gamma, axis, epsilon):
     def along(parameter, default):
         if parameter is None:
             return default
-        need(len(parameter) in (1, x.shape[axis]) or x.shape[axis] == 1 == x.ndim)
+        need(len(parameter) in (1, x.shape[axis]))
         return parameter.reshape([-1 if a == axis % x.ndim else 1 for a in range(x.ndim)])
 
     with np.errstate(all="ignore"):

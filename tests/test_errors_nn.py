@@ -86,6 +86,12 @@ CASES = [
         "batch_normalization: expected a tensor or numbers, not None",
     ),
     (
+        lambda: K.batch_normalization(p(2, 1), p(1), p(1), p(3), None),
+        ShapeError,
+        "batch_normalization: expected mean, variance, beta and gamma that broadcast to the shape (2, 1), "
+        "not one of shape (3,)",
+    ),
+    (
         lambda: K.normalize_batch_in_training(p(2, 3), p(4), None, [0]),
         ShapeError,
         "normalize_batch_in_training: expected gamma of shape (3,), not one of shape (4,)",

@@ -336,3 +336,32 @@ def test_recurrent_layers_are_native_on_either_way(tmp_path: Path) -> None:
     lines = answer(RECURRENT, tmp_path).splitlines()
     assert len(lines) == 20
     assert [line for line in lines if not line.endswith(" 0")] == []
+
+
+COMPILED = """
+import numpy as np, keras, graphkb
+from graphkb.keras2.models import load_model_function
+from keras.layers import *
+np.random.seed(0)
+words = keras.Sequential([
+    Embedding(9, 4, mask_zero=True, input_length=5),
+    Bidirectional(LSTM(3, return_sequences=True)), BatchNormalization(), GRU(3), Dense(2),
+])
+images = keras.Sequential([
+    SeparableConv2D(4, 3, padding="same", input_shape=(7, 7, 2)), MaxPooling2D(), BatchNormalization(),
+    Conv2DTranspose(3, 3, strides=2), Flatten(), Dense(2),
+])
+for name, model, x in (
+    ("words", words, np.random.randint(0, 9, (6, 5))), ("images", images, np.random.rand(6, 7, 7, 2)),
+):
+    model.save(name + ".h5")
+    graphkb.compile(load_model_function(name + ".h5"), name + ".so")
+    (y,) = graphkb.load(name + ".so")([x.astype("float32")])
+    assert np.allclose(y, model.predict(x), rtol=1e-6, atol=1e-6)
+print("end")
+"""
+
+
+@needs_keras
+def test_saved_models_become_libraries(tmp_path: Path) -> None:
+    assert answer(COMPILED, tmp_path) == "end"

@@ -239,6 +239,12 @@ def _along(parameter: Any, like: Node, axis: int) -> Node:
     node = cast(as_node(parameter), like.dtype)
     if node.ndim == 1 and axis != like.ndim - 1:
         node = shape.reshape(node, tuple([node.shape[0] if a == axis else 1 for a in range(like.ndim)]))
+    ends = zip(reversed(like.shape), reversed(node.shape))
+    if node.ndim > like.ndim or any(m == 1 and isinstance(n, int) and n > 1 for m, n in ends):
+        raise ShapeError(
+            "batch_normalization: expected mean, variance, beta and gamma that broadcast to the shape "
+            f"{show_shape(like.shape)}, not one of shape {show_shape(node.shape)}"
+        )
     return node
 
 
