@@ -26,7 +26,7 @@ def run(*arguments: str, home: Path, folder: Path | None = None, **variables: st
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         check=False,
     )
 
