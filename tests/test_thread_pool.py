@@ -68,6 +68,16 @@ def probe(limit: int, parallel_for: str | None = None) -> Probe:
     return run
 
 
+def crew(run: Probe, wanted: int) -> set[int]:
+    """The threads that take part in a call, once `wanted` of them do: a busy system may start some too late for one."""
+    for _ in range(50):
+        counts, who = run(60, 1, 300)
+        assert (counts == 1).all()
+        if len(set(who)) >= wanted:
+            break
+    return set(map(int, who))
+
+
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_every_index_is_visited_once(limit: int) -> None:
     run = probe(limit)
@@ -81,13 +91,15 @@ def test_as_many_threads_as_allowed_take_part() -> None:
     me = threading.get_ident()
     assert set(probe(1)(30, 1, 300)[1]) == {me}
     for limit in (2, 3):
-        found = set(probe(limit)(60, 1, 300)[1])
+        found = crew(probe(limit), limit)
         assert len(found) == limit
         assert me in found
 
 
 def test_parts_begin_at_multiples_of_the_grain() -> None:
-    _, who = probe(4)(1003, 10, 20)
+    run = probe(4)
+    crew(run, 2)
+    _, who = run(1003, 10, 100)
     changes = np.flatnonzero(np.diff(who)) + 1
     assert len(changes) > 0
     assert (changes % 10 == 0).all()
@@ -140,10 +152,10 @@ def test_callers_at_once() -> None:
 def test_functions_share_the_pool_and_its_threads() -> None:
     first, second = probe(3), probe(2)
     assert first.engine is not second.engine  # type: ignore[attr-defined]
-    first(60, 1, 300)
+    three = crew(first, 3)
     workers = threads.started_workers()
     assert workers >= 2
-    assert set(second(60, 1, 300)[1]) <= set(first(60, 1, 300)[1])
+    assert crew(second, 2) <= three
     assert threads.started_workers() == workers
 
 
@@ -159,16 +171,15 @@ def test_a_forked_child_has_a_pool_of_its_own() -> None:
     done = python("""
         import signal
         run = probe(3)
-        assert len(set(run(60, 1, 300)[1])) == 3
+        assert len(crew(run, 3)) == 3
         child = os.fork()
         if child == 0:
             signal.alarm(60)
             assert threads.started_workers() == 0
-            counts, who = run(60, 1, 300)
-            assert (counts == 1).all() and len(set(who)) == 3
+            assert len(crew(run, 3)) == 3
             os._exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-        assert len(set(run(60, 1, 300)[1])) == 3
+        assert len(crew(run, 3)) == 3
         print("fine")
         """)
     assert (done.stdout, done.stderr) == ("fine\n", "")
@@ -185,8 +196,7 @@ def test_a_fork_in_the_middle_of_a_region() -> None:
         child = os.fork()
         if child == 0:
             signal.alarm(60)
-            counts, who = run(60, 1, 300)
-            os._exit(7 if (counts == 1).all() and len(set(who)) == 3 else 1)
+            os._exit(7 if len(crew(run, 3)) == 3 else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
         busy.join()
         print("fine")
