@@ -29,30 +29,33 @@ from graphkb.ir.types import NUMPY_DTYPE
 _Leaf = tuple[int, Stmt, tuple[Var, ...]]
 
 
-def replaceable(body: Sequence[Stmt], out: Buffer) -> set[int]:
-    """The positions of the buffers whose memory a result may take.
+def replaceable(body: Sequence[Stmt], outs: Sequence[Buffer]) -> dict[int, set[int]]:
+    """For each written buffer the positions of those whose memory it may take.
 
     All their elements are read at the place where one of the result is written, of the same width, in the same round
     of a loop or in loops before; rounds compute everything before they store.
     """
     leaves = list(_leaves(body))
-    stores = [leaf for leaf in leaves if isinstance(leaf[1], Store) and leaf[1].buffer is out]
-    if not stores or any(isinstance(statement, Deposit) for _, statement, _ in leaves):
-        return set()
-    first = min(at for at, _, _ in stores)
-    places = {statement.index for _, statement, _ in stores if isinstance(statement, Store)}
-    (place, *others) = places
-    # A place that several rounds write would be read again after the first of them.
-    if others or any(place.factor(var) == 0 for _, _, loops in stores for var in loops):
-        return set()
-    fits: dict[int, bool] = {}
+    if any(isinstance(statement, Deposit) for _, statement, _ in leaves):
+        return {out.position: set() for out in outs}
+    rounds: dict[int, list[Stmt]] = {}
     for at, statement, _ in leaves:
-        for expr in expressions([statement]):
-            if isinstance(expr, Load):
-                fit = _same_place(expr, out, place) and at <= first
-                fits[expr.buffer.position] = fits.get(expr.buffer.position, True) and fit
-            elif isinstance(expr, Lookup):
-                fits[expr.buffer.position] = False
+        rounds.setdefault(at, []).append(statement)
+    reads = [(at, expr) for at, one in rounds.items() for expr in expressions(one) if isinstance(expr, Load | Lookup)]
+    return {out.position: _replaceable(leaves, reads, out) for out in outs}
+
+
+def _replaceable(leaves: Sequence[_Leaf], reads: Sequence[tuple[int, Load | Lookup]], out: Buffer) -> set[int]:
+    stores = [(at, s.index, loops) for at, s, loops in leaves if isinstance(s, Store) and s.buffer is out]
+    places = {place for _, place, _ in stores}
+    # A place that several rounds write would be read again after the first of them.
+    if len(places) != 1 or any(place.factor(var) == 0 for _, place, loops in stores for var in loops):
+        return set()
+    first, (place,) = min(at for at, _, _ in stores), places
+    fits: dict[int, bool] = {}
+    for at, read in reads:
+        fit = isinstance(read, Load) and _same_place(read, out, place) and at <= first
+        fits[read.buffer.position] = fits.get(read.buffer.position, True) and fit
     return {position for position, fit in fits.items() if fit and position >= 0}
 
 

@@ -388,7 +388,7 @@ class Kernel:
         """For each written buffer the inputs whose memory it may take: read only where it is then written."""
         from graphkb.codegen.in_place import replaceable
 
-        return {b.position: replaceable(self.body, b) for b in self.buffers if b.written}
+        return replaceable(self.body, [b for b in self.buffers if b.written])
 
     def renamed(self, name: str) -> Kernel:
         """The same kernel under another name."""

@@ -166,3 +166,23 @@ def test_statistics_of_a_batch_are_read_once_for_all_that_is_known() -> None:
     np.testing.assert_allclose(results[2], (b * hat).sum(axes), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(results[3], b.sum(axes), rtol=1e-4, atol=1e-3)
     assert function.report().planned_bytes < a.size
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dims", [(9, 70, 64, 32), (301, 2000, 3)])
+def test_several_large_reductions_in_blocks(dims: tuple[int, ...], threads: int) -> None:
+    x, y = K.placeholder(dims), K.placeholder(dims)
+    axes = list(range(len(dims) - 1))
+    outputs = [K.sum(x * y, axis=axes), K.max(x, axis=axes), K.relu(x + y), K.sum(y, axis=axes, keepdims=True) * 2]
+    a, b = values(dims).astype("float32"), values(dims, 1).astype("float32")
+    with options(threads=threads):
+        function = K.function([x, y], outputs)
+        results = function([a, b])
+        again = function([a, b])
+    assert len(function.report().steps) == 1
+    wide = [a.astype("float64"), b.astype("float64")]
+    over = tuple(axes)
+    wanted = [(wide[0] * wide[1]).sum(over), a.max(over), np.maximum(a + b, 0), wide[1].sum(over, keepdims=True) * 2]
+    for result, same, one in zip(results, again, wanted):
+        np.testing.assert_array_equal(result, same)
+        np.testing.assert_allclose(result, one, rtol=2e-6, atol=2e-2)
