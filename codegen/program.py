@@ -21,6 +21,7 @@ from graphkb.ir.leaves import VariableCell
 from graphkb.ir.node import Node
 from graphkb.ir.types import TensorType, TupleType
 from graphkb.ops.control import is_control, items
+from graphkb.passes.order_steps import Flow, order_steps
 from graphkb.passes.plan_memory import MemoryPlan, Request, plan_memory
 
 # Calls in one function: LLVM's effort grows faster than a function's length.
@@ -327,8 +328,9 @@ class _Planner:
         program.checks = frozenset(
             [check for node in graph.nodes if node.op.kind == "fused" for check in checks_of(node)]
         )
-        calls = self._checks_first([self._call(node) for node in graph.nodes if has_call(node)])
+        calls = [self._call(node) for node in graph.nodes if has_call(node)]
         self._outputs()
+        calls = self._checks_first(self._ordered(calls))
         self._updates(calls)
         program.calls = [*self.first, *calls, *self.last]
         self._workspace()
@@ -346,6 +348,32 @@ class _Planner:
                 self.places[leaf] = Place("bound", len(self.program.bound))
                 self.program.bound.append(leaf)
         return call
+
+    def _ordered(self, calls: list[Step]) -> list[Step]:
+        """The calls in an order that needs little memory, and lets new values of variables take the place of old."""
+        sizes: dict[Hashable, int] = {}
+        maker: dict[Node, int] = {}
+        readers: dict[Node, list[int]] = {}
+        for number, call in enumerate(calls):
+            for operand in call.operands:
+                readers.setdefault(operand, []).append(number)
+            for result in call.results:
+                maker[result] = number
+                nbytes = result.type.nbytes
+                if not isinstance(nbytes, int):
+                    return calls
+                if result not in self.places:
+                    sizes[result] = nbytes
+        after: dict[int, list[int]] = {}
+        variables = {n.attrs["cell"]: n for n in self.program.bound if n.op.name == "variable"}
+        for cell, value in self.graph.updates:
+            base = base_of(value)
+            sizes.pop(base, None)
+            if cell in variables and base in maker:
+                before = [n for n in readers.get(variables[cell], ()) if n < maker[base]]
+                after.setdefault(maker[base], []).extend(before)
+        flows = [Flow(c.operands, c.results, after.get(number, ())) for number, c in enumerate(calls)]
+        return [calls[number] for number in order_steps(flows, sizes)]
 
     def _body(self, graph: Graph) -> Program:
         """The program of a body."""

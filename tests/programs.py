@@ -161,7 +161,7 @@ class _Builder:
         x = self.value(("float64",) if self.smooth else DTYPES)
         if x is None:
             return None
-        names = [c.op for c in ELEMENTWISE if ARITY[c.op] == 1 and x.dtype in c.dtypes]
+        names = [c.op for c in ELEMENTWISE if ARITY[c.op] == 1 and x.dtype in c.dtypes and not find_op(c.op).params]
         return make(find_op(self.pick(SMOOTH_UNARY if self.smooth else names, "op")), (x,))
 
     def binary(self) -> Node | None:

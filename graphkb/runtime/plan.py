@@ -197,7 +197,10 @@ class NativePlan(Plan):
 
     def report(self) -> Report:
         steps = tuple(native_steps(self.fused, self.program.kernels, self.sizes))
-        return Report(self.graph.name, self._input_types(), steps, self._planned_bytes(), note=self._note)
+        # Where sizes are left open, the plan does not know what is alive.
+        alive = self.program.memory.lower_bound
+        alive_bytes = alive if isinstance(alive, int) else None
+        return Report(self.graph.name, self._input_types(), steps, self._planned_bytes(), alive_bytes, self._note)
 
 
 class MixedPlan(Plan):

@@ -46,7 +46,10 @@ class Report:
         name: the function's name.
         inputs: the inputs' types.
         steps: in the order in which they run.
-        planned_bytes: the memory for intermediate values that was planned ahead; None where nothing was planned.
+        planned_bytes: the memory for intermediate values that was planned ahead, one block that each call works in;
+            None where nothing was planned.
+        alive_bytes: the most that intermediate values take at any one moment of the plan: no placing of them in memory
+            could do with less.
         note: what else is to be known, such as why nothing is native.
     """
 
@@ -54,6 +57,7 @@ class Report:
     inputs: tuple[str, ...]
     steps: tuple[ReportStep, ...]
     planned_bytes: int | None = None
+    alive_bytes: int | None = None
     note: str = ""
 
     @property
@@ -70,6 +74,8 @@ class Report:
         head = f"{self.name}({', '.join(self.inputs)}): {self.native} native, {self.interpreted} interpreted"
         if self.planned_bytes is not None:
             head += f", {amount(self.planned_bytes, 'B')} planned"
+            if self.planned_bytes and self.alive_bytes is not None:
+                head += f" for intermediate values, of which {amount(self.alive_bytes, 'B')} are alive at once"
         lines = [head]
         if self.note:
             lines.append(f"  {self.note}")
