@@ -23,11 +23,11 @@ from graphkb.codegen.nests import Nest, lower_nest
 from graphkb.codegen.parallel import parallelize
 from graphkb.codegen.parts import PARTS, is_matrix_product, join, lower_parts
 from graphkb.codegen.reading import REDUCTIONS, Reader, accumulator_dtype, along, as_dtype, linear, strides
+from graphkb.codegen.running import schedule_running
 from graphkb.codegen.schedule import (
     collapse,
     schedule_deposit,
     schedule_map,
-    schedule_running,
 )
 from graphkb.codegen.several import lower_rows, lower_several
 from graphkb.codegen.target import Target

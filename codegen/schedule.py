@@ -254,18 +254,6 @@ def schedule_deposit(axes: list[Var], deposit: Deposit, target: Target) -> list[
     return list(nest(axes[:-1], (For(column, (deposit,), lanes),)))
 
 
-def schedule_running(kept: list[Var], first: Sequence[Stmt], rounds: Reduce, target: Target) -> list[Stmt]:
-    """Running sums in order, each lane its own where neighbors in memory belong to different ones."""
-    inner: tuple[Stmt, ...] = (*first, rounds)
-    if not kept:
-        return list(inner)
-    column, lanes = kept[-1], 1
-    stores = [s for s in walk(inner) if isinstance(s, Store)]
-    if all(s.index.factor(column) == 1 for s in stores):
-        lanes = vector_length(stores, column.extent, target, lambda w: 4 if w.cost <= 30 else 2)
-    return list(nest(kept[:-1], (For(column, inner, lanes),)))
-
-
 def nest(axes: Sequence[Var], body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
     for var in reversed(axes):
         body = (For(var, body),)
