@@ -14,7 +14,7 @@ from graphkb.codegen.gemm import Gemm
 from graphkb.codegen.parts import Joined
 from graphkb.codegen.target import Target, host_target
 from graphkb.gradients import gradients
-from graphkb.ir.dims import symbol
+from graphkb.ir.dims import free_symbols, symbol
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node
 from graphkb.ops import elementwise as e
@@ -229,3 +229,29 @@ def test_sums_over_windows_keep_special_values() -> None:
     for got, right in zip(results, Program(Graph((x,), tuple(outputs))).run([values])):
         np.testing.assert_array_equal(got, right)
     assert not np.signbit(results[0][0, 0]).any()
+
+
+@targets
+def test_parts_and_windows_of_an_unknown_number_of_samples(target: Target) -> None:
+    batch = symbol("batch")
+    x, kernel = placeholder((batch, 6, 7, 18), "float32", "x"), placeholder((3, 2, 18, 20), "float32", "k")
+    y = conv(x, kernel, (1, 1), (1, 1))
+    padded = shape.pad(e.relu(y), (0, 1, 2, 0), (1, 1, 1, 1), (batch, 6, 9, 20))
+    outputs = [
+        padded,
+        conv_transpose(y, kernel, (9, 12), (2, 2), (1, 1), (0, 0)),
+        window_max(padded, (1, 3, 3, 1), (1, 2, 2, 1)),
+        *gradients([window_max(x, (1, 2, 2, 1), (1, 2, 2, 1))], [x]),
+        *gradients([conv(x, kernel, (2, 2), (1, 1))], [x, kernel]),
+    ]
+    known = [o for o in outputs if o is not None]
+    assert len(known) == len(outputs)
+    graph = Simplify().apply(Graph((x, kernel), tuple(known)))
+    compiled = build([x, kernel], graph.outputs, target)
+    rng = np.random.default_rng(5)
+    for count in (1, 3, 0):
+        feeds = [rng.uniform(-1, 1, (count, 6, 7, 18)).astype(np.float32), rng.uniform(-1, 1, kernel.shape)]
+        feeds[1] = feeds[1].astype(np.float32)
+        bound = Graph((x, kernel), tuple(known)).bind({next(iter(free_symbols(batch))): count})
+        for got, right in zip(compiled(feeds), Program(bound).run(feeds)):
+            np.testing.assert_allclose(got, right, atol=1e-4)
