@@ -202,6 +202,8 @@ def test_windows_and_groups_of_one_channel_in_vectors(target: Target) -> None:
         ((7, 9), 33, (3, 2), (2, 2)),
         ((5, 5), 16, (5, 5), (1, 1)),
         ((6, 3), 40, (2, 2), (2, 1)),
+        ((9, 11), 19, (7, 7), (1, 1)),
+        ((40, 3), 16, (37, 2), (1, 1)),
     ):
         x = placeholder((2, *places, channels), "float32", "x")
         kernel = placeholder((*window, channels, 1, 1), "float32", "k")
