@@ -47,6 +47,8 @@ INDIRECT = {"gather", "guard"}
 LONGEST_ROW = 65536
 # From so many channels on a convolution stores them side by side, whatever order the next kernel wants.
 MANY_COLUMNS = 16
+# Draws by position, seed and number of the call.
+DRAWS = {"random_bits", "random_normal"}
 # Leaves without memory of their own, which kernels compute.
 INLINE_LEAVES = {"size", "iota", "positions"}
 
@@ -396,7 +398,12 @@ class _Groups:
         """Whether the kernel of some members makes a leaf by itself."""
         if node.op.kind != "leaf" or not is_inline_leaf(node):
             return False
-        return not any(user.op.name == "gather" and node is user.inputs[0] for user in members)
+        return not any(
+            # The seed of a draw differs from process to process: as an operand it leaves the code the same.
+            (user.op.name == "gather" and node is user.inputs[0])
+            or (user.op.name in DRAWS and node is user.inputs[1] and node.op.name == "constant")
+            for user in members
+        )
 
     def _space(self, group: _Group) -> Space | None:
         """What the loops of a kernel run over; None where other kernels can not share them."""

@@ -24,7 +24,7 @@ from benchmarks.harness import (
 from benchmarks.peers import PEERS
 from benchmarks.peers.numpy import NumPy
 from benchmarks.workloads import THEMES, WORKLOADS, select
-from benchmarks.workloads.base import Forward, Memory, Process, TrainingStep
+from benchmarks.workloads.base import Figure, Forward, Memory, Process, Size, TrainingStep
 
 FAST = Settings(batch_s=1e-4, warm_s=1e-4, settle_s=0.0)
 
@@ -184,8 +184,10 @@ def test_every_workload_knows_only_real_dialects() -> None:
                 assert set(workload.expressions) <= dialects, workload.name
             case TrainingStep():
                 assert set(workload.losses) <= dialects, workload.name
-            case Process() | Memory():
+            case Process() | Memory() | Figure():
                 assert set(workload.code) <= dialects, workload.name
+            case Size():
+                assert set(workload.distributions) <= dialects, workload.name
 
 
 @pytest.mark.parametrize("name", ["call", "ew_1e3", "dense_b1", "mlp_inf_1", "chain_100", "digits_train"])

@@ -240,3 +240,19 @@ def test_many_channels_are_turned_over_by_a_kernel_of_their_own() -> None:
     assert kernels(e.relu(y)) == [["conv"], ["transpose", "relu"]]
     few = shape.transpose(conv.conv(x, x_(2, 2, 3, 1, name="v"), (1, 1), (1, 1)), (0, 3, 1, 2))
     assert kernels(e.relu(few)) == [["conv", "transpose", "relu"]]
+
+
+def test_the_seed_of_a_draw_is_no_part_of_the_code() -> None:
+    """Programs draw other seeds in every process; the kernels that the cache keeps serve all of them."""
+    from graphkb.codegen.program import Kernels
+    from graphkb.codegen.target import TARGETS
+    from graphkb.ops.random import Draw
+
+    made = Kernels(next(iter(TARGETS.values())))
+    for seed in (3, 5):
+        draw = Draw((64,), seed, "draw")
+        graph = Fuse().apply(Graph((), (draw.uniform("float32") * 2,)))
+        (node,) = [n for n in graph.nodes if n.op.kind == "fused"]
+        assert any(n.op.name == "constant" for n in node.inputs)
+        made.of(node)
+    assert len(made.by_signature) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -177,7 +178,9 @@ class Compile:
 
 def run_python(code: str) -> str:
     """What a fresh Python prints; RuntimeError with the last line of its errors if it fails."""
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    # Installed libraries have their bytecode on disk; so has a checkout unless it is forbidden to write it.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environment)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RuntimeError(f"exit code {done.returncode}: {last}")
@@ -201,6 +204,26 @@ class Process:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A number that a fresh Python prints.
+
+    code: dialect -> a line of Python that prints it.
+    """
+
+    name: str
+    what: str
+    code: Mapping[str, str]
+    unit: str
+
+    def job(self, peers: Sequence[Peer]) -> Job:
+        def entry(peer: Peer) -> Entry:
+            names = {"run": run_python, "code": self.code[peer.dialect]}
+            return Entry(peer.name, lambda: Contestant("run(code)", names))
+
+        return Job(self.name, self.what, [entry(peer) for peer in one_each(peers, self.code)], unit=self.unit)
+
+
+@dataclass(frozen=True)
 class Memory:
     """Kilobytes that stay behind per object made and dropped, in a fresh process.
 
@@ -218,6 +241,52 @@ class Memory:
             return Entry(peer.name, lambda: Contestant("run(code)", {"run": run_python, "code": code}))
 
         return Job(self.name, self.what, [entry(peer) for peer in one_each(peers, self.code)], unit="kB")
+
+
+def installed_mb(distribution: str) -> float:
+    """Megabytes on disk of a distribution and all that it needs, NumPy aside; symbolic links count for nothing.
+
+    Raises:
+        importlib.metadata.PackageNotFoundError: it is not installed.
+    """
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+
+    pending, files = [metadata.distribution(distribution)], set[str]()
+    seen = {"numpy", distribution}
+    while pending:
+        found = pending.pop()
+        files |= {os.path.realpath(str(found.locate_file(file))) for file in found.files or ()}
+        for needed in map(Requirement, found.requires or ()):
+            name = needed.name.lower().replace("_", "-")
+            if name in seen or (needed.marker is not None and not needed.marker.evaluate({"extra": ""})):
+                continue
+            seen.add(name)
+            try:
+                pending.append(metadata.distribution(name))
+            except metadata.PackageNotFoundError:
+                continue  # what is not there takes no room
+    return sum(os.path.getsize(file) for file in files if os.path.isfile(file)) / 1e6
+
+
+@dataclass(frozen=True)
+class Size:
+    """Megabytes on disk that a library brings, with all that it needs but NumPy.
+
+    distributions: dialect -> the name of its distribution.
+    """
+
+    name: str
+    what: str
+    distributions: Mapping[str, str]
+
+    def job(self, peers: Sequence[Peer]) -> Job:
+        def entry(peer: Peer) -> Entry:
+            names = {"installed_mb": installed_mb, "name": self.distributions[peer.dialect]}
+            return Entry(peer.name, lambda: Contestant("installed_mb(name)", names))
+
+        return Job(self.name, self.what, [entry(peer) for peer in one_each(peers, self.distributions)], unit="MB")
 
 
 # The first fifth fills allocator pools and caches of bounded size; what grows after that grows for ever.

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.peers.base import Arrays
 from benchmarks.workloads import calls, dense, formulas
-from benchmarks.workloads.base import Compile, Memory, Process, TrainingStep
+from benchmarks.workloads.base import Compile, Figure, Memory, Process, Size, TrainingStep
 
 f32 = np.float32
 IMPORT_LINES = {
@@ -33,6 +33,19 @@ START_LINES = {
     "jax": ADD + "import jax; jax.jit(lambda a, b: a + b)(x, x).block_until_ready()",
     "torch": ADD + "import torch; t = torch.from_numpy(x); (t + t).numpy()",
 }
+
+DISTRIBUTIONS = {
+    "graphkb": "graphkb",
+    "numexpr": "numexpr",
+    "jax": "jax",
+    "pytensor": "pytensor",
+    "torch": "torch",
+    "onnx": "onnxruntime",
+    "tensorflow": "tensorflow-cpu",
+}
+
+# What getrusage tells would be the benchmark's own peak, which a new process inherits.
+PEAK = "; print(next(int(l.split()[1]) * 1024 / 1e6 for l in open('/proc/self/status') if l.startswith('VmHWM')))"
 
 MEMORY_CODE = {
     "graphkb": """
@@ -119,6 +132,13 @@ WORKLOADS = (
     Process("import", "a fresh Python that imports the library", IMPORT_LINES),
     Process("import_backend", "the same for `from graphkb import backend as K`", BACKEND_LINES),
     Process("start", "a fresh Python up to its first x + y", START_LINES),
+    Size("size", "MB on disk of the library and what it needs, NumPy aside", DISTRIBUTIONS),
+    Figure(
+        "start_memory",
+        "MB of memory that a fresh Python has used at most after its first x + y",
+        {dialect: line + PEAK for dialect, line in START_LINES.items()},
+        "MB",
+    ),
     Memory(
         "memory",
         "kB that stay behind per compiled function, 1,000 made, called once and dropped",
