@@ -216,7 +216,9 @@ def _taking_turns(root: Node, steps: tuple[Dim, ...]) -> list[Nest]:
 def _side_by_side(root: Node, named: dict[Node, Buffer], out: Buffer, target: Target) -> list[Stmt]:
     """Few columns joined along the last axis, as one nest that stores them side by side; else nothing."""
     width = root.shape[-1] if root.ndim else 0
-    few = isinstance(width, int) and width <= MOST_NEIGHBORS and root.ndim > 1 and root.type.size != width
+    # Single columns are read as whole vectors, columns of wider operands are picked from their neighbors.
+    most = 2 * MOST_NEIGHBORS if all(x.shape[-1] == 1 for x in root.inputs) else MOST_NEIGHBORS
+    few = isinstance(width, int) and width <= most and root.ndim > 1 and root.type.size != width
     if not few or root.attrs["axis"] != root.ndim - 1 or not target.vector_bits or 0 in root.shape:
         return []
     reader = Reader(named)
