@@ -289,7 +289,7 @@ class Specializations:
         if self.options.on_recompile == "error":
             raise RecompileError(f'{text}: pad the inputs to one shape, or set options(on_recompile="silent")')
         if self.options.on_recompile == "warn":
-            warnings.warn(text, RecompileWarning, stacklevel=4)
+            warnings.warn(text, RecompileWarning, stacklevel=5)
         else:
             self._log(text)
 
