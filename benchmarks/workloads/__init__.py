@@ -13,6 +13,7 @@ from benchmarks.workloads import (
     processes,
     recurrent,
     reductions,
+    row_gradients,
 )
 from benchmarks.workloads.base import Workload
 
@@ -20,6 +21,7 @@ THEMES: dict[str, tuple[Workload, ...]] = {
     "calls": calls.WORKLOADS,
     "elementwise": elementwise.WORKLOADS,
     "reductions": reductions.WORKLOADS,
+    "row_gradients": row_gradients.WORKLOADS,
     "moves": moves.WORKLOADS,
     "dense": dense.WORKLOADS,
     "convolution": convolution.WORKLOADS,
