@@ -355,11 +355,12 @@ def _cycles(p: Product, t: Tiling) -> float:
             turned = p.b.index.factor(p.n) != 1
             total += k * n * (2 if slow else square if turned else 1 / t.lanes) + 40
         if t.pack_a:
-            total += m * k / t.lanes
-    # A passes once for every panel of columns.
-    passes = -(-n // t.width)
+            total += m * k * 0.5
+    # A passes once for every panel of columns, B once.
     if m * k * size > _CACHED:
-        total += passes * m * k * size / _FAR_BYTES
+        total += -(-n // t.width) * m * k * size / _FAR_BYTES
+    if k * n * size > _CACHED:
+        total += k * n * size / _FAR_BYTES
     near = p.store.index.factor(p.n) == 1
     total += m * n * (0 if near else 1 if p.store.index.factor(p.m) == 1 else 2)
     return total
