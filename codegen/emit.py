@@ -134,10 +134,15 @@ class Body(Positions):
         if not b.parallel_for:
             self.run(statement.body)
             return
-        captured = [*self.pointers.values(), *self.sizes.symbols.values()]
+        # What was reduced before, over all of the variable's values.
+        read = [e.accumulator for e in expressions(statement.body) if isinstance(e, Result)]
+        results = [accumulator for accumulator in dict.fromkeys(read) if accumulator in self.results]
+        captured = [*self.pointers.values(), *self.sizes.symbols.values(), *[self.results[r] for r in results]]
 
         def part(held: Sequence[Value], begin: Value, end: Value) -> None:
-            inner = type(self)(b, dict(zip(self.pointers, held)), dict(zip(symbols, held[len(self.pointers) :])))
+            values = iter(held)
+            inner = type(self)(b, dict(zip(self.pointers, values)), dict(zip(symbols, values)))
+            inner.results = dict(zip(results, values))
             inner.parts[statement.var] = begin, end
             inner.run(statement.body)
 

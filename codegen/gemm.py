@@ -28,6 +28,9 @@ from graphkb.ir.dims import Dim, Symbol
 from graphkb.ir.origin import Origin
 from graphkb.ir.types import NUMPY_DTYPE
 
+# How long an axis of unknown size is taken to be beside known ones.
+_USUAL = 32
+
 
 @dataclass(frozen=True, eq=False)
 class Gemm(Product):
@@ -264,11 +267,18 @@ def _product(
         return None
     near = [v for v in right if store.index.factor(v) == 1]
     n = near[0] if near else max(right, key=length_of)
-    m = max(left, key=length_of) if left else Var("m", 1)
+    m = _longest(left, a) if left else Var("m", 1)
     *segments, k = sorted(reduced, key=lambda v: _stride(a, v), reverse=True) or [Var("k", 1)]
     if any(not isinstance(v.extent, int) or v.extent == 0 for v in segments):
         return None
     return Product(m, n, k, (m,), tuple(segments), (), a, b, store, combine.accumulator)
+
+
+def _longest(axes: Sequence[Var], a: Load) -> Var:
+    """The axis that gives the rows; of unknown ones, which may be short, the one whose rows lie closest in A."""
+    if all(isinstance(v.extent, int) for v in axes):
+        return max(axes, key=length_of)
+    return max(axes, key=lambda v: (v.extent if isinstance(v.extent, int) else _USUAL, -_stride(a, v)))
 
 
 def _operands(value: LoopExpr) -> tuple[Load, Load] | None:

@@ -304,3 +304,15 @@ def test_guards_hold_where_the_code_that_checks_them_does() -> None:
     sizes = f._core.parameters.bind(((1, 3, 2),))
     with pytest.raises(OpenSizeError, match="broadcast or are empty"):
         open_sizes(definition, sizes, set(sizes))
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_one_long_row_is_shared_among_threads(after: int) -> None:
+    """What was reduced over a row is at hand where its elements are computed in parts."""
+
+    def make() -> Any:
+        x = K.placeholder((None, None))
+        return K.function([x], [K.softmax(x), K.any(x > 9, axis=1, keepdims=True)])
+
+    f = agrees(make, [[values(1, n)] for n in (60_000, 20_001, 5)], dynamic_after=after, threads=2)
+    assert f.cache_info().dynamic == after

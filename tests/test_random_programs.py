@@ -129,6 +129,7 @@ def check_sizes(program: RandomProgram, all_sizes: list[tuple[int, int]], dynami
             assert all((cell.array == value).all() for cell, value in program.state.items())
         else:
             expected.check(roots_of(other, function), f"with sizes {sizes}")
+    assert "failed" not in function._core.refusals
 
 
 @budget(60)

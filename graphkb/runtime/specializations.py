@@ -220,6 +220,11 @@ class Specializations:
                 continue
             except ValueError:
                 return None  # code for these sizes alone is refused with the better text
+            except Exception as error:  # whatever it is, code for these sizes alone serves
+                if self.options.debug:
+                    raise
+                self._refuse(chosen, f"making it failed: {type(error).__name__}: {error}")
+                return None
             self._log(f"{self.graph.name}: compiled for any {opened.names}, with {opened.describe()}")
             return made
         return None
