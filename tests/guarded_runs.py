@@ -22,8 +22,6 @@ from graphkb.codegen.engine import Engine, compile_module
 from graphkb.codegen.target import TARGETS, Target, host_target
 from graphkb.ir.errors import CompileError
 from graphkb.ir.graph import Graph
-from graphkb.ir.node import make
-from graphkb.ir.op import find_op
 from graphkb.runtime.interpreter import Program as Interpreted
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -115,7 +113,7 @@ def cases(share: float) -> Iterator[tuple[str, Graph, list[list[Array]]]]:
             for i, case in enumerate(contract.cases(dtype, np.random.default_rng(5))):
                 if rng.random() <= share:
                     inputs = placeholders(list(case.inputs))
-                    graph = Graph(tuple(inputs), (make(find_op(contract.op), tuple(inputs), case.attrs),))
+                    graph = Graph(tuple(inputs), (contract.apply(tuple(inputs), case.attrs),))
                     yield f"{contract.op} {dtype} {i}", graph, [list(case.inputs)]
 
 
