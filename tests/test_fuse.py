@@ -244,7 +244,7 @@ def test_many_channels_are_turned_over_by_a_kernel_of_their_own() -> None:
 
 def test_the_seed_of_a_draw_is_no_part_of_the_code() -> None:
     """Programs draw other seeds in every process; the kernels that the cache keeps serve all of them."""
-    from graphkb.codegen.program import Kernels
+    from graphkb.codegen.kernels import Kernels
     from graphkb.codegen.target import TARGETS
     from graphkb.ops.random import Draw
 

@@ -14,7 +14,8 @@ import pytest
 from evaluate import Array, finite_differences, interpret
 from hypothesis import HealthCheck, Phase, assume, given, note, settings
 from noise import Expectation, expect
-from programs import RandomProgram, programs, smooth_programs, to_code
+from program_code import to_code
+from programs import RandomProgram, programs, smooth_programs
 
 from graphkb.gradients import gradients
 from graphkb.ir.graph import Graph, toposort

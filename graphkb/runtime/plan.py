@@ -30,7 +30,8 @@ from graphkb.runtime.state_lock import state_lock
 if TYPE_CHECKING:
     from graphkb.codegen.builder import Builder
     from graphkb.codegen.engine import Engine
-    from graphkb.codegen.program import Kernels, Program
+    from graphkb.codegen.kernels import Kernels
+    from graphkb.codegen.program import Program
     from graphkb.codegen.target import Target
     from graphkb.codegen.timing import Watch
     from graphkb.runtime.call_spec import CallSpec
@@ -214,7 +215,8 @@ class MixedPlan(Plan):
 
     def __init__(self, graph: Graph, fused: Graph, target: Target, options: Options) -> None:
         from graphkb.codegen.builder import Builder
-        from graphkb.codegen.program import Kernels, checks_of, interpreted_nodes
+        from graphkb.codegen.kernels import Kernels
+        from graphkb.codegen.program import checks_of, interpreted_nodes
         from graphkb.codegen.threads import shared_pool
         from graphkb.runtime.kernel_cache import compile_kernels
 
