@@ -195,6 +195,9 @@ def _options() -> str:
         for field in dataclasses.fields(options.Options)
     ]
     others = [
+        ["`OMP_NUM_THREADS`", "how many threads functions use where neither `threads` nor its variable says"],
+        ["`XDG_CACHE_HOME`", "the folder in which the kernel cache makes its own; `~/.cache` by default"],
+        ["`KERAS_BACKEND`", "the backend of Keras 2.3.1; `graphkb.keras2` sets it to graphkb's unless it is set"],
         ["`KERAS_HOME`", "the folder of keras.json, which K reads when it is imported; `~/.keras` by default"],
         ["`CC`", "the C compiler with which `graphkb.compile` links libraries"],
     ]
