@@ -161,7 +161,7 @@ def test_large_constants_are_not_folded_but_do_not_loop():
 # Rules whose result may differ by the rounding of a power or of the order of a sum.
 ROUNDING = {"pow_constant", "constant_pow", "pow_half", "sum_broadcast", "reduce_transpose", "reduce_reshape"}
 ROUNDING |= {"unbroadcast_known", "dot_transpose", "transpose_dot"}
-# They leave zeros out of sums: what infinities and the sign of zero become of that is stated where they are tested.
+# They leave zeros out of sums, which infinities, NaN and the sign of zero show (docs/semantics.md).
 FEWER_TERMS = {rule.name for rule in CONVS}
 
 
