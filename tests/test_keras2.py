@@ -175,8 +175,8 @@ assert history["loss"][-1] < history["loss"][0]
 model.save("model.h5")
 twin = load_model("model.h5")
 assert np.array_equal(model.predict(x), twin.predict(x))
-for one in (model, twin):  # with the state of the optimizer, training goes on identically
-    one.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
+for one in (model, twin):  # with the state of the optimizer, training goes on identically, in batches of known sizes
+    one.fit(x[:56], y[:56], batch_size=16, epochs=2, shuffle=False, verbose=0)
 assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), twin.get_weights()))
 for again in (model_from_json(model.to_json()), model_from_yaml(model.to_yaml())):
     model.save_weights("weights.h5")
