@@ -69,32 +69,39 @@ def test_every_test_has_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "test_endless" in found["endless"].error  # the line at which it stood
 
 
-def test_failures_are_retried_once_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs: list[list[str]] = []
+def test_failures_are_retried_by_themselves_then_with_other_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[tuple[list[str], int]] = []
 
-    def run_part(folder: Path, part: Part, mode: str) -> list[Outcome]:
-        runs.append(list(part.ids))
+    def run_part(folder: Path, part: Part, mode: str, seed_shift: int = 0) -> list[Outcome]:
+        runs.append((list(part.ids), seed_shift))
         stays = {"a::good": "passed", "a::gone": "skipped", "b::bad": "failed"}
+        if not seed_shift:
+            stays["a::unlucky"] = "failed"
         return [Outcome(i, stays.get(i, "passed" if len(part.ids) == 1 else "failed"), 1.0, "why") for i in part.ids]
 
     parts = [
-        Part(Setting("x"), "a", ["a::good", "a::shaky", "a::gone"]),
+        Part(Setting("x"), "a", ["a::good", "a::shaky", "a::gone", "a::unlucky"]),
         Part(Setting("x"), "b", ["b::bad", "b::good"]),
     ]
     monkeypatch.setattr(suite, "run_part", run_part)
     monkeypatch.setattr(suite, "list_parts", lambda only: parts)
     monkeypatch.setattr(suite, "fetch_sdist", lambda given: tmp_path)
     reports = run_suite("auto", [], 1)
-    assert runs == [parts[0].ids, parts[1].ids, ["a::shaky"], ["b::bad"], ["b::good"]]
-    assert [o.outcome for o in reports["a"]] == ["passed", "retried", "skipped"]
+    again = [("a::shaky", 0), ("a::unlucky", 0), ("a::unlucky", 1), ("b::bad", 0), ("b::bad", 1), ("b::good", 0)]
+    assert runs == [(part.ids, 0) for part in parts] + [([name], shift) for name, shift in again]
+    assert [o.outcome for o in reports["a"]] == ["passed", "retried", "skipped", "retried"]
     assert [o.outcome for o in reports["b"]] == ["failed", "retried"]
     assert summarize(reports).splitlines() == [
         "",
         "file    tests   passed  retried    other  seconds",
-        "a           3        1        1        1      3.0",
+        "a           4        1        2        1      4.0",
         "b           2        0        1        1      2.0",
-        "all         5        1        2        2      5.0",
+        "all         6        1        3        2      6.0",
         "passed when retried: a::shaky",
+        "    first: why",
+        "passed when retried: a::unlucky",
         "    first: why",
         "passed when retried: b::good",
         "    first: why",

@@ -2,7 +2,8 @@
 
 Environment: SUITE_IDS names a file with the ids to run, SUITE_RESULTS one that receives a JSON line at the start and at
 the end of each test. With SUITE_TFNAME, `K.backend()` answers 'tensorflow' while test modules are imported: many tests
-of losses and metrics run for that name only, though nothing in them needs TensorFlow.
+of losses and metrics run for that name only, though nothing in them needs TensorFlow. SUITE_SEED_SHIFT is added to
+the seeds that tests give NumPy.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import graphkb.keras2  # noqa: F401, before anything imports keras
@@ -48,6 +50,12 @@ def _resize_images_as_theano(
     if interpolation == "bilinear" and (height_factor, width_factor) != (2, 2):
         raise NotImplementedError("resize_images: Theano's backend interpolates by a factor of 2 only")
     return ours.resize_images(x, height_factor, width_factor, data_format, interpolation)
+
+
+def _shift_seeds(shift: int) -> None:
+    """Let `np.random.seed(n)` mean n + shift."""
+    seed = np.random.seed
+    np.random.seed = lambda n=None: seed(n + shift if isinstance(n, int) else n)  # type: ignore[assignment]
 
 
 def _install_tensorflow_stub() -> None:
@@ -89,6 +97,8 @@ _install_backends()
 _install_tensorflow_stub()
 if os.environ.get("SUITE_TFNAME"):
     _answer_tensorflow()
+if shift := int(os.environ.get("SUITE_SEED_SHIFT", "0")):
+    _shift_seeds(shift)
 
 
 @pytest.hookimpl(hookwrapper=True)
