@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
-from graphkb.ir.dims import Apply, Dim, Expr, Shape, Symbol, sole_atom, substitute
+from graphkb.ir.dims import Apply, Dim, Expr, Symbol, sole_atom, substitute
 from graphkb.ir.errors import OpenSizeError
-from graphkb.ir.graph import Graph, bodies, graph_symbols
+from graphkb.ir.graph import Graph, all_nodes, graph_symbols
 from graphkb.ir.node import Node
 from graphkb.ir.types import parts
-
-Pairs: TypeAlias = Iterator[tuple[Dim, Dim]]
+from graphkb.passes.equal_sizes import equal_sizes, is_told
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,14 @@ def size_guards(graph: Graph) -> SizeGuards:
     def demand(*dims: Dim) -> None:
         positive.update(dict.fromkeys([d for d in dims if not _surely_positive(d)]))
 
-    for node in _all_nodes(graph):
+    for node in all_nodes(graph):
         if _is_open(node):
             for dim in _dims(node):
                 demand(*_divisors(dim))
             demand(*[dim for part in parts(node.type) for dim in part.shape], *_bounds(node))
-            equal |= dict.fromkeys([(a, b) for a, b in _equalities(node) if a != b])
+            if not is_told(node):
+                raise OpenSizeError(f"what {node.op.name} demands of its sizes is known only when it runs")
+            equal |= dict.fromkeys([(a, b) for a, b in equal_sizes(node) if a != b])
     for cell, value in graph.updates:
         equal |= dict.fromkeys([(a, b) for a, b in zip(value.shape, cell.type.shape) if a != b])
     return SizeGuards(tuple(positive), tuple(equal))
@@ -106,14 +106,6 @@ def _divisors(dim: Dim) -> Iterator[Dim]:
                     stack += atom.args
 
 
-def _all_nodes(graph: Graph) -> Iterator[Node]:
-    stack = [graph]
-    while stack:
-        for node in stack.pop().nodes:
-            yield node
-            stack += [body for _, body in bodies(node)]
-
-
 def _surely_positive(dim: Dim) -> bool:
     """Whether a dim is at least 1 wherever all symbols are."""
     if not isinstance(dim, Expr):
@@ -122,80 +114,6 @@ def _surely_positive(dim: Dim) -> bool:
         if factor < 0 or not all(isinstance(atom, Symbol) for atom, _ in monomial):
             return False
     return True
-
-
-# ---------------------------------------------------------------------------------------------- by operation
-def _equalities(node: Node) -> Pairs:
-    """Sizes that an operation needs to be equal."""
-    attrs = node.attrs
-    match node.op.name:
-        case _ if node.op.kind in ("elementwise", "leaf", "marker"):
-            yield from _aligned(node.shape, *[x.shape for x in node.inputs])
-        case "broadcast_to":
-            yield from _aligned(node.shape, node.inputs[0].shape)
-        case "broadcast_like" | "unbroadcast":
-            one, other = node.inputs
-            yield from _aligned(one.shape, other.shape)
-            yield from _aligned(node.shape, *[s for s in (one.shape, other.shape) if len(s) == node.ndim])
-        case "reshape":
-            yield node.inputs[0].type.size, node.type.size
-        case "concatenate":
-            for operand in node.inputs:
-                pairs = enumerate(zip(node.shape, operand.shape))
-                yield from (pair for axis, pair in pairs if axis != attrs["axis"])
-        case "dot":
-            x, y = node.inputs
-            yield from ((x.shape[a], y.shape[b]) for a, b in zip(attrs["batch_x"], attrs["batch_y"]))
-            yield from ((x.shape[a], y.shape[b]) for a, b in zip(attrs["contract_x"], attrs["contract_y"]))
-        case "conv":
-            x, kernel = node.inputs
-            n = len(attrs["strides"])
-            yield from ((x.shape[-1], kernel.shape[-2]), *zip(x.shape[n + 1 : -1], kernel.shape[n:-2]))
-        case "scatter_add":
-            updates, indices = node.inputs
-            axis, dims = attrs["axis"], attrs["shape"]
-            yield from zip(updates.shape, (*dims[:axis], *indices.shape, *dims[axis + 1 :]))
-        case "scan":
-            yield from _scan_equalities(node)
-        case "cond":
-            for body in (attrs["then"], attrs["other"]):
-                yield from _types(node.inputs[1:], body.inputs)
-                yield from (
-                    pair for part, out in zip(parts(node.type), body.outputs) for pair in zip(part.shape, out.shape)
-                )
-        case name if name in _FREE:
-            pass
-        case name:
-            raise OpenSizeError(f"what {name} demands of its sizes is known only when it runs")
-
-
-# Operations whose only demands are those that `_bounds` and the signs of sizes tell.
-_FREE = {
-    "transpose", "slice", "guard", "stop_gradient", "pad", "pad_value", "cumsum", "cumprod", "item", "gather",
-    "window_sum", "window_max", "window_argmax",
-    "sum", "prod", "max", "min", "any", "all", "argmax", "argmin",
-}  # fmt: skip
-
-
-def _scan_equalities(node: Node) -> Pairs:
-    attrs, body = node.attrs, node.attrs["body"]
-    states, sequences = attrs["states"], attrs["sequences"]
-    for x, parameter in zip(node.inputs[states : states + sequences], body.inputs[states:]):
-        yield from zip(x.shape, (attrs["length"], *parameter.shape))
-    yield from _types(node.inputs[:states], body.inputs)
-    yield from _types(node.inputs[states + sequences :], body.inputs[states + sequences :])
-    yield from _types(body.outputs[:states], body.inputs)
-
-
-def _types(values: tuple[Node, ...], parameters: tuple[Node, ...]) -> Pairs:
-    for x, parameter in zip(values, parameters):
-        yield from zip(x.shape, parameter.shape)
-
-
-def _aligned(result: Shape, *operands: Shape) -> Pairs:
-    """The sizes of operands that are not 1 and the sizes that the result has there."""
-    for shape in operands:
-        yield from ((m, n) for m, n in zip(reversed(result), reversed(shape)) if m != 1 and n != 1)
 
 
 def _bounds(node: Node) -> Iterator[Dim]:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from graphkb.ir.dims import Apply, Dim, Expr, Symbol, free_symbols, sole_atom
-from graphkb.ir.graph import Graph, bodies
+from graphkb.ir.graph import Graph, all_nodes
 from graphkb.ir.node import Node
+from graphkb.passes.equal_sizes import equal_sizes
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def _met(graph: Graph) -> dict[Symbol, Dim]:
     """Bindings for sizes that meet anywhere; several at once, as long as they do not touch the same symbols."""
     found: dict[Symbol, Dim] = {}
     touched: set[Symbol] = set()
-    for node in _all_nodes(graph):
+    for node in all_nodes(graph):
         for a, b in _meetings(node):
             if a == b:
                 continue
@@ -49,14 +50,6 @@ def _met(graph: Graph) -> dict[Symbol, Dim]:
     return found
 
 
-def _all_nodes(graph: Graph) -> Iterator[Node]:
-    """The nodes of a graph and of the bodies inside it."""
-    for node in graph.nodes:
-        yield node
-        for _, body in bodies(node):  # as deep as bodies nest
-            yield from _all_nodes(body)
-
-
 def _oriented(a: Dim, b: Dim) -> tuple[Symbol | None, Dim]:
     """Which symbol becomes what; None where neither side is a symbol by itself, or it would contain itself."""
     for left, right in ((b, a), (a, b)):
@@ -68,49 +61,9 @@ def _oriented(a: Dim, b: Dim) -> tuple[Symbol | None, Dim]:
 
 def _meetings(node: Node) -> Iterator[tuple[Dim, Dim]]:
     """Pairs of sizes that must be equal, 1 aside."""
-    attrs = node.attrs
     for dim in node.shape:
         yield from _broadcasts(dim)
-    match node.op.name:
-        case "dot":
-            x, y = node.inputs
-            yield from ((x.shape[a], y.shape[b]) for a, b in zip(attrs["batch_x"], attrs["batch_y"]))
-            yield from ((x.shape[a], y.shape[b]) for a, b in zip(attrs["contract_x"], attrs["contract_y"]))
-        case "conv":
-            x, kernel = node.inputs
-            n = len(attrs["strides"])
-            yield from ((x.shape[-1], kernel.shape[-2]), *zip(x.shape[n + 1 : -1], kernel.shape[n:-2]))
-        case "scatter_add":
-            updates, indices = node.inputs
-            axis, dims = attrs["axis"], attrs["shape"]
-            yield from zip(updates.shape, (*dims[:axis], *indices.shape, *dims[axis + 1 :]))
-        case "concatenate":
-            for operand in node.inputs[1:]:
-                pairs = enumerate(zip(node.inputs[0].shape, operand.shape))
-                yield from (pair for axis, pair in pairs if axis != attrs["axis"])
-        case "scan":
-            body, length, states = attrs["body"], attrs["length"], attrs["states"]
-            operands = [operand.shape for operand in node.inputs]
-            for i in range(states, states + attrs["sequences"]):
-                yield operands[i][0], length
-                operands[i] = operands[i][1:]
-            for shape, parameter in zip(operands, body.inputs):
-                yield from zip(shape, parameter.shape)
-            for parameter, after in zip(body.inputs[:states], body.outputs):
-                yield from zip(parameter.shape, after.shape)
-        case "cond":
-            then, other = attrs["then"], attrs["other"]
-            for body in (then, other):
-                for operand, parameter in zip(node.inputs[1:], body.inputs):
-                    yield from zip(operand.shape, parameter.shape)
-            for a, b in zip(then.outputs, other.outputs):
-                yield from zip(a.shape, b.shape)
-        case _ if node.op.kind == "elementwise" or node.op.name in ("broadcast_to", "broadcast_like"):
-            for operand in node.inputs:
-                aligned = zip(reversed(node.shape), reversed(operand.shape))
-                yield from ((m, n) for m, n in aligned if n != 1 and m != 1)
-        case _:
-            pass
+    yield from equal_sizes(node)
 
 
 def _broadcasts(dim: Dim) -> Iterator[tuple[Dim, Dim]]:

@@ -169,6 +169,15 @@ def bodies(node: Node) -> list[tuple[str, Graph]]:
     return [(name, value) for name, value in node.attrs.items() if isinstance(value, Graph)]
 
 
+def all_nodes(graph: Graph) -> Iterator[Node]:
+    """The nodes of a graph and of the bodies inside it, as deep as bodies nest."""
+    stack = [graph]
+    while stack:
+        for node in stack.pop().nodes:
+            yield node
+            stack += [body for _, body in bodies(node)]
+
+
 def replace_nodes(roots: Sequence[Node], replacements: Mapping[Node, Node]) -> list[Node]:
     """The roots with some nodes replaced, all at once: the replacements themselves are taken as they are."""
     new: dict[Node, Node] = {}
