@@ -25,5 +25,6 @@ PEERS: tuple[Peer, ...] = (
     torch.Torch("torch_eager"),
     torch.Torch("torch_compile"),
     onnxruntime.OnnxRuntime(),
-    tensorflow.TensorFlow(),
+    tensorflow.TensorFlow("tensorflow"),
+    tensorflow.TensorFlow("tensorflow_xla"),
 )

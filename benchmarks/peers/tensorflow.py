@@ -1,4 +1,4 @@
-"""TensorFlow as a contestant: tf.function with XLA off, NumPy arrays in and out, weights in tf.Variable."""
+"""TensorFlow as two contestants: tf.function with and without XLA, NumPy in and out, weights in tf.Variable."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from benchmarks.peers.base import Arrays, Peer, Training, call_text, changes
 
 
 class TensorFlow(Peer):
-    name = dialect = "tensorflow"
+    dialect = "tensorflow"
     modules = ("tensorflow",)
     package = "tensorflow"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._xla = name == "tensorflow_xla"
 
     def setup(self, threads: int) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -33,7 +37,7 @@ class TensorFlow(Peer):
         import tensorflow as tf
 
         weights = [tf.Variable(p) for p in params]
-        f = tf.function(lambda *xs: expression(tf, *weights, *xs))
+        f = tf.function(lambda *xs: expression(tf, *weights, *xs), jit_compile=self._xla)
         return Contestant(f"{call_text(inputs)}.numpy()", {"f": f, **inputs})
 
     def training(self, job: Training) -> Contestant:
@@ -42,7 +46,7 @@ class TensorFlow(Peer):
         weights = [tf.Variable(p) for p in job.params]
         velocities = [tf.Variable(tf.zeros_like(w)) for w in weights]
 
-        @tf.function  # type: ignore[untyped-decorator]
+        @tf.function(jit_compile=self._xla)  # type: ignore[untyped-decorator]
         def f(*xs: Any) -> Any:
             with tf.GradientTape() as tape:
                 loss = job.loss(tf, weights, *xs)
