@@ -276,6 +276,21 @@ def onnx_residual(g: Any, *arrays: Any) -> Any:
     return g.Softmax(g.Gemm(g.Flatten(g.GlobalAveragePool(str(y)), axis=1), w, b), axis=-1)
 
 
+def tensorflow_residual(tf: Any, *arrays: Any) -> Any:
+    *params, x = arrays
+
+    def conv_norm(x: Any, w: Any, scale: Any, shift: Any, mean: Any, variance: Any, stride: int, pad: int) -> Any:
+        y = tf.nn.conv2d(x, w, stride, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
+        return tf.nn.batch_normalization(y, mean, variance, shift, scale, EPSILON)
+
+    def pool(x: Any) -> Any:
+        padded = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])  # zeros are the least after a relu
+        return tf.nn.max_pool2d(padded, 3, 2, "VALID")
+
+    y, w, b = residual_network(conv_norm, tf.nn.relu, pool, params, x)
+    return tf.nn.softmax(tf.reduce_mean(y, (1, 2)) @ w + b)
+
+
 RESNET50 = Forward(
     name="resnet50",
     what="50 layers with residual blocks, (1, 224, 224, 3), normalization with known means",
@@ -289,6 +304,7 @@ RESNET50 = Forward(
         "jax": jax_residual,
         "torch": torch_residual,
         "onnx": onnx_residual,
+        "tensorflow": tensorflow_residual,
     },
     layouts={dialect: Layout(layout.inputs, layout.params) for dialect, layout in LAYOUTS.items()},
 )

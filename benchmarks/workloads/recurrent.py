@@ -105,6 +105,17 @@ def jax_lstm(jax: Any, w: Any, u: Any, b: Any, x: Any) -> Any:
     return jax.lax.scan(step, (zeros, zeros), zs)[0][0]
 
 
+def tensorflow_lstm(tf: Any, w: Any, u: Any, b: Any, x: Any) -> Any:
+    def step(states: Any, z: Any) -> Any:
+        h, c = states
+        i, f, g, o = tf.split(z + h @ u, 4, axis=-1)
+        c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(g)
+        return tf.sigmoid(o) * tf.tanh(c), c
+
+    zeros = tf.zeros((x.shape[0], UNITS))
+    return tf.scan(step, tf.transpose(x, (1, 0, 2)) @ w + b, (zeros, zeros))[0][-1]
+
+
 def torch_lstm(torch: Any, w: Any, u: Any, b: Any, x: Any) -> Any:
     zeros = x.new_zeros((1, x.shape[0], UNITS))
     second = x.new_zeros(4 * UNITS)  # torch has two biases
@@ -147,6 +158,7 @@ def inference(batch: int) -> Forward:
             "jax": jax_lstm,
             "torch": torch_lstm,
             "onnx": onnx_lstm,
+            "tensorflow": tensorflow_lstm,
         },
         layouts=LAYOUTS,
     )
@@ -163,6 +175,7 @@ LSTM_TRAIN = TrainingStep(
         "graphkb": lambda K, params, x, y: K.sum(K.square(graphkb_lstm(K, *params, x) - y)) / 32,
         "jax": lambda jax, params, x, y: ((jax_lstm(jax, *params, x) - y) ** 2).sum() / 32,
         "torch": lambda torch, params, x, y: ((torch_lstm(torch, *params, x) - y) ** 2).sum() / 32,
+        "tensorflow": lambda tf, params, x, y: tf.reduce_sum((tensorflow_lstm(tf, *params, x) - y) ** 2) / 32,
     },
     layouts=TRAINING_LAYOUTS,
 )
