@@ -188,18 +188,16 @@ class Casts(ModuleText):
         return Value(self._convert("trunc", signed, "uint16").name, "float16", lanes)
 
     def _round_to_odd(self, a: Value) -> Value:
-        """float64 to float32 such that a second rounding gives what one rounding would have given."""
-        near = self._convert("fptrunc", a, "float32")
-        back = self._convert("fpext", near, "float64")
-        kind, lanes = type_of(a), a.lanes
-        bits = self.bitcast(near, "uint32")
-        int_kind = type_of(bits)
-        size, back_size = (
-            self.call(f"llvm.fabs.{'f64' if lanes == 1 else f'v{lanes}f64'}", "float64", lanes, [x]) for x in (a, back)
-        )
-        over = self.fresh(f"fcmp olt {kind} {size.name}, {back_size.name}", "bool", lanes)
-        exact = self.fresh(f"fcmp ueq {kind} {a.name}, {back.name}", "bool", lanes)
-        step = self.fresh(f"zext {type_of(over)} {over.name} to {int_kind}", "uint32", lanes)
-        down = self.fresh(f"sub {int_kind} {bits.name}, {step.name}", "uint32", lanes)
-        odd = self.fresh(f"or {int_kind} {down.name}, {self.const_like(1, bits).name}", "uint32", lanes)
-        return self.bitcast(self._choose(exact, bits, odd), "float32")
+        """float64 to float32 such that a second rounding gives what one rounding would have given.
+
+        The bits that float32 has no room for are cut off, and the last one that stays is set if any of them was: adding
+        all ones carries into it.
+        """
+        bits = self.bitcast(a, "uint64")
+        kind, lanes = type_of(bits), a.lanes
+        spare = self.const_like(2**29 - 1, bits).name
+        rest = self.fresh(f"and {kind} {bits.name}, {spare}", "uint64", lanes)
+        carry = self.fresh(f"add {kind} {rest.name}, {spare}", "uint64", lanes)
+        marked = self.fresh(f"or {kind} {bits.name}, {carry.name}", "uint64", lanes)
+        kept = self.fresh(f"and {kind} {marked.name}, {self.const_like(2**64 - 2**29, bits).name}", "uint64", lanes)
+        return self._convert("fptrunc", self.bitcast(kept, "float64"), "float32")

@@ -1,10 +1,10 @@
 """Division, remainder and modulo with NumPy's results for every operand, without traps and library calls."""
 
 from graphkb.codegen.builder_core import FLOATS, ITEM_SIZES, UNSIGNED, Value
-from graphkb.codegen.builder_ops import Operations
+from graphkb.codegen.builder_truncation import Truncation
 
 
-class Division(Operations):
+class Division(Truncation):
     """Quotients. Integers divided by zero give 0; the least integer divided by -1 stays itself."""
 
     def sdiv(self, a: Value, b: Value) -> Value:

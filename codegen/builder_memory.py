@@ -98,20 +98,27 @@ class Memory(Division):
         args = f"{kind} {held.name}, ptr {address.name}, i32 {size}, {type_of(mask)} {mask.name}"
         self.line(f"call void @{name}({args})")
 
-    def gather(self, addresses: Value, dtype: str, mask: Value | None = None, otherwise: Value | None = None) -> Value:
+    def gather(
+        self,
+        addresses: Value,
+        dtype: str,
+        mask: Value | None = None,
+        otherwise: Value | None = None,
+        align: int | None = None,
+    ) -> Value:
         """One element from each address; masked lanes give `otherwise`, or zero, without touching memory."""
         lanes = addresses.lanes
         if lanes == 1:
             if mask is None:
-                return self.load(addresses, dtype)
-            return self.masked_load(addresses, dtype, mask, None, otherwise)
+                return self.load(addresses, dtype, 1, align)
+            return self.masked_load(addresses, dtype, mask, align, otherwise)
         inner = "uint8" if dtype == "bool" else dtype
         held = mask or self.const(True, "bool", lanes)
         rest = self._as_memory(otherwise) if otherwise is not None else self.const(0, inner, lanes)
         kind, pointers = type_of(rest), llvm_type("ptr", lanes)
         name = f"llvm.masked.gather.{mangled(rest)}.v{lanes}p0"
         self.declare(name, f"declare {kind} @{name}({pointers}, i32 immarg, <{lanes} x i1>, {kind})")
-        args = f"{pointers} {addresses.name}, i32 {self._align(dtype, None)}, {type_of(held)} {held.name}, "
+        args = f"{pointers} {addresses.name}, i32 {self._align(dtype, align)}, {type_of(held)} {held.name}, "
         got = self.fresh(f"call {kind} @{name}({args}{kind} {rest.name})", inner, lanes)
         return self.as_bool(got) if dtype == "bool" else got
 

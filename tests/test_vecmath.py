@@ -229,6 +229,34 @@ def test_double_precision_bound_of_two_arguments(name: str, target: str) -> None
     check(name, error, MAX_ULP[name, "float64"], x, y)
 
 
+def closest_angles(bits: int, least: int, most: int) -> np.ndarray:
+    """The numbers m 2^e of so many bits that lie next to multiples of pi / 2, one for each e."""
+    found = []
+    with mpmath.workprec(1200):
+        for e in range(least, most, 7):
+            # m / n is a convergent of the continued fraction of pi / 2 / 2^e
+            rest = mpmath.ldexp(mpmath.pi / 2, -e)
+            before, m = 1, int(mpmath.floor(rest))
+            best = m
+            while m < 2**bits:
+                best = m
+                rest = 1 / (rest - mpmath.floor(rest))
+                before, m = m, int(mpmath.floor(rest)) * m + before
+            found.append(math.ldexp(best, e))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("target", LEVELS)
+@pytest.mark.parametrize("name", ["sin", "cos", "tan"])
+def test_angles_next_to_quarter_turns_keep_their_digits(name: str, target: str) -> None:
+    x = closest_angles(53, -40, 971)
+    check(name, exact_error(name, native(name, "float64", target)(x), x), MAX_ULP[name, "float64"], x)
+    x = closest_angles(24, -20, 104)
+    with mpmath.workprec(400):
+        exact = np.array([float(REFERENCES[name][1](mpmath.mpf(v))) for v in x])
+    check(name, ulps(native(name, "float32", target)(x), exact), MAX_ULP[name, "float32"], x)
+
+
 @pytest.mark.parametrize("name", UNARY)
 def test_half_precision_is_rounded_once_more(name: str) -> None:
     x = np.arange(65536, dtype=np.uint16).view(np.float16)
