@@ -23,11 +23,12 @@ from graphkb.codegen.loops import (
     Store,
     Var,
 )
-from graphkb.codegen.random_draws import DRAWS, draw_run, neighbors
+from graphkb.codegen.random_draws import draw_run, neighbors
 from graphkb.codegen.scalar_ops import emit_op
 from graphkb.codegen.shuffles import every_nth, interleaved
 from graphkb.ir.dims import Apply as DimApply
 from graphkb.ir.dims import Dim, Expr, Symbol
+from graphkb.ops.random import DRAWS
 
 # An accumulator's registers: its value, and for argmax and argmin the position of that value.
 State = tuple[Value, ...]

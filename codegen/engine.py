@@ -54,11 +54,17 @@ class Engine:
     """The machine code of one module in this process; dropping the engine frees it.
 
     Addresses are valid only while the engine lives.
+
+    Attributes: `text` of the module; `key`, the name of its entry in the kernel cache, empty where it has none;
+    `pooled`, whether it has parallel regions.
     """
+
+    key = ""
+    pooled = False
 
     def __init__(self, engine: Any, text: str, target: Target, level: int) -> None:
         self._engine = engine
-        self._text = text
+        self.text = text
         self._target = target
         self._level = level
 
@@ -75,7 +81,7 @@ class Engine:
 
     def assembly(self) -> str:
         """The machine code as text, made again when asked for."""
-        return emit_assembly(self._text, self._target, level=self._level)
+        return emit_assembly(self.text, self._target, level=self._level)
 
 
 def compile_module(text: str, target: Target, level: int = 2) -> Engine:

@@ -18,7 +18,6 @@ from graphkb.codegen.vecmath.logarithm import log_of, split
 from graphkb.codegen.vecmath.trigonometry import cos_near, sin_near, turned
 from graphkb.ops.random import FRACTION_BITS, MULTIPLIERS, ROUNDS, WEYL
 
-DRAWS = ("random_bits", "random_normal")
 _WIDE = ("uint64", "float64")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from graphkb.codegen.builder import ITEM_SIZES, Builder, Value
-from graphkb.codegen.random_draws import DRAWS, draw
+from graphkb.codegen.random_draws import draw
 from graphkb.codegen.vecmath import VECTOR_MATH
-from graphkb.ops.random import FRACTION_BITS
+from graphkb.ops.random import DRAWS, FRACTION_BITS
 
 Emit = Callable[..., Value]
 

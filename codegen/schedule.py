@@ -31,11 +31,12 @@ from graphkb.codegen.loops import (
     operands_of,
     walk,
 )
-from graphkb.codegen.random_draws import DRAWS, run_length
+from graphkb.codegen.random_draws import run_length
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim, product
 from graphkb.ir.op import find_op
 from graphkb.ir.types import NUMPY_DTYPE
+from graphkb.ops.random import DRAWS
 
 # A float32 sum of more elements than this is accumulated in float64.
 SHORT = 1024

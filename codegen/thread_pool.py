@@ -23,6 +23,9 @@ from graphkb.codegen.target import Target
 from graphkb.codegen.thread_workers import WORKERS
 
 POOL_SYMBOL = "graphkb_parallel_for"
+POOL_DECLARATION = f"declare void @{POOL_SYMBOL}("
+"""Stands in the text of every module that uses the pool of another."""
+
 RESET_SYMBOL = "graphkb_pool_reset"
 WORKERS_SYMBOL = "graphkb_pool_workers"
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from graphkb.codegen.builder import Builder, Value
 from graphkb.codegen.target import Target
-from graphkb.codegen.thread_pool import POOL_SYMBOL, emit_pool, system_of
+from graphkb.codegen.thread_pool import POOL_DECLARATION, POOL_SYMBOL, emit_pool, system_of
 
 LIMIT_SYMBOL = "graphkb_set_threads"
 """`void graphkb_set_threads(i64)` of a module with regions: how many threads they may take; 1 until it is called."""
@@ -71,7 +71,7 @@ def shared_pool(target: Target) -> str:
         return ""
     return f"""
 @graphkb.limit = internal global i64 1, align 8
-declare void @{POOL_SYMBOL}(ptr, ptr, i64, i64, i64)
+{POOL_DECLARATION}ptr, ptr, i64, i64, i64)
 define internal void @{_SYMBOL}(ptr %body, ptr %context, i64 %extent, i64 %grain) nounwind {{
   %limit = load atomic i64, ptr @graphkb.limit monotonic, align 8
   call void @{POOL_SYMBOL}(ptr %body, ptr %context, i64 %extent, i64 %grain, i64 %limit)

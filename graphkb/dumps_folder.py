@@ -50,7 +50,7 @@ class FolderDump:
     def finish(self, made: Specialization) -> None:
         """Write the graph as it runs, what comes after it, the report, and a picture."""
         running = made.plan.fused
-        if running is not made.optimized:
+        if running is not made.plan.graph:
             self.graph("fuse", running)
         for stage, file in CODE_STAGES.items():
             self._put(file, partial(code_text, made, stage))

@@ -12,6 +12,7 @@ from graphkb.ir.origin import set_override
 from graphkb.ops.control import is_control, item
 from graphkb.ops.fused import fused
 from graphkb.ops.leaf import placeholder
+from graphkb.ops.random import DRAWS
 from graphkb.passes.expand_sparse import ExpandSparse
 from graphkb.passes.guard_indices import GuardIndices
 from graphkb.passes.index_spaces import Space, axes_in, map_space, reduction_space
@@ -47,8 +48,6 @@ INDIRECT = {"gather", "guard"}
 LONGEST_ROW = 65536
 # From so many channels on a convolution stores them side by side, whatever order the next kernel wants.
 MANY_COLUMNS = 16
-# Draws by position, seed and number of the call.
-DRAWS = {"random_bits", "random_normal"}
 # Leaves without memory of their own, which kernels compute.
 INLINE_LEAVES = {"size", "iota", "positions"}
 

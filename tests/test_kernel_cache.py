@@ -26,7 +26,7 @@ from graphkb.runtime import kernel_cache
 from graphkb.runtime.function import Function
 from graphkb.runtime.kernel_cache import cache_state, compile_kernels, find_target
 from graphkb.runtime.options import Options
-from graphkb.runtime.plan import NativePlan
+from graphkb.runtime.plan import CompiledPlan
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = host_target()
@@ -400,16 +400,16 @@ def test_functions_take_the_option(folder: Path, generated: list[str]) -> None:
     with options(kernel_cache=folder, mode="native"):
         f, g = make(), make()
     np.testing.assert_allclose(f([value])[0], np.exp(value) * 3.25, rtol=1e-6)
-    assert len(entries(folder)) == 1
+    assert len(entries(folder)) == 2  # the machine code, and how to call it
     texts = len(generated)
     np.testing.assert_array_equal(g([value])[0], f([value])[0])
     plans = [one.specialize().plan for one in (f, g)]
-    assert isinstance(plans[0], NativePlan)
-    assert isinstance(plans[1], NativePlan)
-    assert plans[0]._engine is plans[1]._engine
+    assert isinstance(plans[0], CompiledPlan)
+    assert isinstance(plans[1], CompiledPlan)
+    assert plans[0].engine is plans[1].engine
     assert f.dump("asm") == g.dump("asm")
     assert len(generated) == texts
-    shared = weakref.ref(plans[0]._engine)
+    shared = weakref.ref(plans[0].engine)
     del f, plans
     gc.collect()
     assert g([value])[0].shape == (2, 4)

@@ -1,5 +1,6 @@
 """The op records by family. Importing this package defines every op."""
 
+from graphkb.ir.op import all_ops
 from graphkb.ops import (
     control,
     conv,
@@ -17,7 +18,11 @@ from graphkb.ops import (
     window,
 )
 
+BUILT_IN = frozenset(all_ops())
+"""The ops of this package; others may be defined later."""
+
 __all__ = [
+    "BUILT_IN",
     "control",
     "conv",
     "ctc",

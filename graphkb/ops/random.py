@@ -142,6 +142,10 @@ FRACTION = define(
 )
 
 
+# The ops whose operands are a position, a seed and the number of a call.
+DRAWS = ("random_bits", "random_normal")
+
+
 # ---------------------------------------------------------------------------------------------- building
 def positions(shape: Shape) -> Node:
     """For each element of a shape its place in row-major order."""

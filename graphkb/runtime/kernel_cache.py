@@ -72,31 +72,62 @@ def compile_kernels(text: str, target: Target, options: Options, level: int = 2)
         RuntimeError: the text is not valid LLVM; the message is LLVM's.
     """
     from graphkb.codegen.engine import emit_object, load_object
-    from graphkb.runtime.threads import connect, limit_threads, thread_count
+    from graphkb.codegen.thread_pool import POOL_DECLARATION
+    from graphkb.runtime.threads import pool_symbols
 
     start = time.perf_counter()
     key = _key(text, target, level)
-    known = connect(text, target, options)
-    shared = f"{key} {thread_count(options)}" if known else key
-    engine = _engines.get(shared)
+    pooled = POOL_DECLARATION in text
+    engine = find_kernels(key, target, options, pooled, level)
+    if engine is None:
+        data = emit_object(text, target, level=level)
+        # What is kept is what runs: both ways lead through the same object file.
+        engine = load_object(data, target, text, level, pool_symbols(target, options) if pooled else {})
+        _tell(options, "miss", key, len(data), start)
+        write_entry(folder_of(options), key, data, options)
+        _share(engine, key, options, pooled)
+    engine.text = text
+    return engine
+
+
+def find_kernels(key: str, target: Target, options: Options, pooled: bool, level: int = 2) -> Engine | None:
+    """The engine of a module by its key: one that lives already, or one from disk; None where there is neither.
+
+    Args:
+        pooled: whether it has parallel regions.
+    """
+    from graphkb.codegen.engine import load_object
+    from graphkb.runtime.threads import pool_symbols
+
+    start = time.perf_counter()
+    engine = _engines.get(_shared_key(key, options, pooled))
     if engine is not None:
         _tell(options, "shared", key, 0, start)
         return engine
-    folder = folder_of(options)
-    data = read_entry(folder, key, options)
-    if data is not None:
-        engine = load_object(data, target, text, level, known)
-        _tell(options, "hit", key, len(data), start)
-    else:
-        data = emit_object(text, target, level=level)
-        # What is kept is what runs: both ways lead through the same object file.
-        engine = load_object(data, target, text, level, known)
-        _tell(options, "miss", key, len(data), start)
-        write_entry(folder, key, data, options)
-    if known:
-        limit_threads(engine, options)
-    _engines[shared] = engine
+    data = read_entry(folder_of(options), key, options)
+    if data is None:
+        return None
+    known = pool_symbols(target, options) if pooled else {}
+    engine = load_object(data, target, level=level, known=known)
+    _tell(options, "hit", key, len(data), start)
+    _share(engine, key, options, pooled)
     return engine
+
+
+def _share(engine: Engine, key: str, options: Options, pooled: bool) -> None:
+    from graphkb.runtime.threads import limit_threads
+
+    if pooled:
+        limit_threads(engine, options)
+    engine.key, engine.pooled = key, pooled
+    _engines[_shared_key(key, options, pooled)] = engine
+
+
+def _shared_key(key: str, options: Options, pooled: bool) -> str:
+    """Functions for different numbers of threads have engines of their own: the number is a word of the module."""
+    from graphkb.runtime.threads import thread_count
+
+    return f"{key} {thread_count(options)}" if pooled else key
 
 
 def find_target(options: Options) -> Target:

@@ -46,7 +46,7 @@ class OpenPlan(NativePlan):
         emit_open(b, self.program, self._opened.guards, "run", "sizes")
 
     def _call_spec(self, options: Options, **more: Any) -> CallSpec:
-        sizes, symbols = self._engine.address("sizes"), len(self.program.symbols)
+        sizes, symbols = self.engine.address("sizes"), len(self.program.symbols)
         return super()._call_spec(options, sizes=sizes, symbols=symbols, **more)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:

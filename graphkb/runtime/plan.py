@@ -66,6 +66,10 @@ class Plan:
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """The outputs, with all updates written, from arrays of the exact dtype and shape."""
+        return self.interpret(inputs)
+
+    def interpret(self, inputs: Sequence[Array]) -> list[Array]:
+        """`run` without machine code."""
         if self._interpreted is None:
             self._interpreted = Interpreted(self.graph)
         return self._interpreted.run(inputs)
@@ -96,7 +100,36 @@ class Plan:
         return tuple([repr(node.type) for node in self.graph.inputs])
 
 
-class NativePlan(Plan):
+class CompiledPlan(Plan):
+    """A plan of which one call of machine code runs everything.
+
+    Attributes: `engine`, the machine code.
+    """
+
+    engine: Engine
+    _spec: CallSpec
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        from graphkb.runtime.native_call import DeclinedError, run_context
+
+        try:
+            return run_context(self._spec, [plain_array(array) for array in inputs])
+        except DeclinedError:
+            # Nothing has been written: the interpreter finds the index at fault, and says so.
+            return self.interpret(inputs)
+
+    def entry_spec(self) -> CallSpec | None:
+        return self._spec
+
+    def step(self) -> Step:
+        from graphkb.runtime.native_call import NativeEntry
+
+        entry = NativeEntry(self.run)
+        entry.add(self._spec)
+        return entry.callable
+
+
+class NativePlan(CompiledPlan):
     """A graph all of whose steps are kernels: one machine-code function runs it from end to end.
 
     Attributes: `sizes`, the values of unknown sizes for estimates.
@@ -120,9 +153,9 @@ class NativePlan(Plan):
         self.llvm = b.module()
         count = len(self.program.kernels.by_signature)
         tell(f"generating the code of {count} kernel{'s' * (count != 1)}")
-        self._engine: Engine = compile_kernels(self.llvm, target, options)
+        self.engine = compile_kernels(self.llvm, target, options)
         # Variables are used where they lie; constants are kept in aligned copies.
-        self._bound = [_memory(node) for node in self.program.bound]
+        self._bound = [bound_memory(node) for node in self.program.bound]
         self._spec = self._call_spec(options)
 
     def _emit(self, b: Builder) -> None:
@@ -154,13 +187,13 @@ class NativePlan(Plan):
         return CallSpec(
             inputs=_signature(self.graph.inputs),
             outputs=_signature(self.graph.outputs),
-            run=self._engine.address("run"),
-            bound=tuple([_address(array) for array in self._bound]),
+            run=self.engine.address("run"),
+            bound=tuple([address_of(array) for array in self._bound]),
             workspace_bytes=self._planned_bytes(),
             lock="exclusive" if self.graph.updates else "shared" if reads else "none",
             release_gil=work > _LONG,
             recycle=options.recycle,
-            keepalive=(self._engine, self._bound),
+            keepalive=(self.engine, self._bound),
             **more,
         )
 
@@ -175,26 +208,7 @@ class NativePlan(Plan):
 
     @property
     def asm(self) -> str:
-        return self._engine.assembly()
-
-    def run(self, inputs: Sequence[Array]) -> list[Array]:
-        from graphkb.runtime.native_call import DeclinedError, run_context
-
-        try:
-            return run_context(self._spec, [_plain(array) for array in inputs])
-        except DeclinedError:
-            # Nothing has been written: the interpreter finds the index at fault, and says so.
-            return super().run(inputs)
-
-    def entry_spec(self) -> CallSpec | None:
-        return self._spec
-
-    def step(self) -> Step:
-        from graphkb.runtime.native_call import NativeEntry
-
-        entry = NativeEntry(self.run)
-        entry.add(self._spec)
-        return entry.callable
+        return self.engine.assembly()
 
     def report(self) -> Report:
         steps = tuple(native_steps(self.fused, self.program.kernels, self.sizes))
@@ -244,7 +258,7 @@ class MixedPlan(Plan):
         self._checks = frozenset([check for node in native for check in checks_of(node)])
         self._steps = self._make_steps()
         self._reads = any(node.op.name == "variable" for node in fused.nodes)
-        self._presets = {n: _memory(n) for n in fused.nodes if n.op.kind == "leaf" and n.op.name != "placeholder"}
+        self._presets = {n: bound_memory(n) for n in fused.nodes if n.op.kind == "leaf" and n.op.name != "placeholder"}
 
     @property
     def loops(self) -> str:  # type: ignore[override]
@@ -297,11 +311,11 @@ class MixedPlan(Plan):
         scratch = self._kernels.scratch(kernel)
 
         def call(*arrays: Array) -> Array | tuple[Array, ...]:
-            plain = [_plain(array) for array in arrays]
+            plain = [plain_array(array) for array in arrays]
             made = tuple([aligned_empty(shape, dtype) for dtype, shape in results])
             memory = aligned_empty((scratch,), "uint8")
-            pointers = (ctypes.c_void_p * count)(*map(_address, plain), *map(_address, made))
-            run(ctypes.addressof(pointers), _address(memory))
+            pointers = (ctypes.c_void_p * count)(*map(address_of, plain), *map(address_of, made))
+            run(ctypes.addressof(pointers), address_of(memory))
             return made[0] if len(made) == 1 else made
 
         return call
@@ -436,15 +450,15 @@ def _signature(nodes: Sequence[Node]) -> tuple[tuple[str, tuple[int, ...]], ...]
     return tuple([(node.dtype, tuple([d if isinstance(d, int) else ANY_SIZE for d in node.shape])) for node in nodes])
 
 
-def _memory(leaf: Node) -> Array:
+def bound_memory(leaf: Node) -> Array:
     """The array that a leaf stands for: a variable's own, a constant's in C order."""
     numpy = leaf.op.numpy
     assert numpy is not None
     array = numpy(**leaf.attrs)
-    return array if leaf.op.name == "variable" else _plain(np.asarray(array))
+    return array if leaf.op.name == "variable" else plain_array(np.asarray(array))
 
 
-def _plain(array: Array) -> Array:
+def plain_array(array: Array) -> Array:
     """The array, C-contiguous and aligned."""
     return np.require(array, requirements=["C_CONTIGUOUS", "ALIGNED"])
 
@@ -455,5 +469,5 @@ def _owner(array: Array) -> Array:
     return array
 
 
-def _address(array: Array) -> int:
+def address_of(array: Array) -> int:
     return int(array.__array_interface__["data"][0])

@@ -24,6 +24,7 @@ from graphkb.runtime.peak import Peak, machine_peak
 from graphkb.runtime.plan import MixedPlan, NativePlan, Plan
 from graphkb.runtime.report import amount, estimate, origin_lines, result_type, show_lines
 from graphkb.runtime.state_lock import state_lock
+from graphkb.runtime.stored_plan import StoredPlan
 
 _SECONDS = 0.2
 _LEAST, _MOST = 5, 1000
@@ -168,6 +169,8 @@ class Profile:
 # ---------------------------------------------------------------------------------------------- measuring
 def profile_plan(plan: Plan, inputs: Sequence[Array], options: Options) -> Profile:
     """The profile of a plan for inputs that it serves. Variables keep their values."""
+    if isinstance(plan, StoredPlan):
+        plan = plan.full
     if isinstance(plan, NativePlan):
         seconds, runs, steps = _profile_native(plan, inputs, options)
     else:

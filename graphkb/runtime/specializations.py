@@ -34,24 +34,28 @@ if TYPE_CHECKING:
 class Specialization:
     """A function compiled for one set of input shapes, or for all that differ in sizes that are open.
 
-    Attributes: `shapes` of the inputs, None for open sizes; `bound`, the graph with all other sizes known;
-    `optimized`, what the passes made of it; `plan`, how it runs; `opened`, what must hold of open sizes; `used`, a
-    counter's value at its last use that was noticed; `calls`, how many native ones had been counted by then.
+    Attributes: `shapes` of the inputs, None for open sizes; `plan`, how it runs; `opened`, what must hold of open
+    sizes; `used`, a counter's value at its last use that was noticed; `calls`, how many native ones had been counted by
+    then.
     """
 
-    __slots__ = ("__weakref__", "bound", "calls", "opened", "optimized", "plan", "shapes", "spec", "used")
+    __slots__ = ("__weakref__", "_bind", "calls", "opened", "plan", "shapes", "spec", "used")
 
     def __init__(
-        self, shapes: OpenShapes, bound: Graph, optimized: Graph, plan: Plan, opened: OpenProgram | None = None
+        self, shapes: OpenShapes, bind: Callable[[], Graph], plan: Plan, opened: OpenProgram | None = None
     ) -> None:
         self.shapes = shapes
-        self.bound = bound
-        self.optimized = optimized
         self.plan = plan
+        self._bind = bind
         self.opened = opened
         self.spec: CallSpec | None = None
         self.used = 0
         self.calls = 0
+
+    @property
+    def bound(self) -> Graph:
+        """The graph with all sizes known that are not open."""
+        return self._bind()
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,7 @@ class Specializations:
             try:
                 made = None if exact or not changing else self._open(sizes, changing)
                 if made is None:
-                    made = self._make(shapes, self.graph.bind(sizes), partial(make_plan, options=self.options))
+                    made = self._find_or_make(shapes, sizes)
             except ValueError as error:
                 raise _located(error, f"\n  called with {self.parameters.describe(shapes)}") from error
             made.used = next(self._clock)
@@ -192,6 +196,20 @@ class Specializations:
                 self._dynamic = (made, *self._dynamic)
             return made
 
+    def _find_or_make(self, shapes: Shapes, sizes: Mapping[Symbol, int]) -> Specialization:
+        """The specialization for known sizes, from the program cache where it is there."""
+        from graphkb.runtime.program_cache import find_place, read_plan, write_plan
+
+        # Neither of these may keep this object alive: it would keep itself.
+        bind, options = partial(self.graph.bind, sizes), self.options
+        place = find_place(self.graph, sizes, options)
+        kept = read_plan(place, options, lambda: make_plan(optimize_bound(bind(), options), options))
+        if kept is not None:
+            return Specialization(shapes, bind, kept)
+        made = self._make(shapes, bind(), partial(make_plan, options=options))
+        write_plan(place, made.plan, options)
+        return made
+
     def _make(
         self, shapes: OpenShapes, bound: Graph, plan: Callable[[Graph], Plan], opened: OpenProgram | None = None
     ) -> Specialization:
@@ -199,7 +217,7 @@ class Specializations:
         folder = _start_dump(bound, self.options)
         with Progress(bound.name, self.options.progress):
             optimized = optimize_bound(bound, self.options, folder.observe if folder is not None else None)
-            made = Specialization(shapes, bound, optimized, plan(optimized), opened)
+            made = Specialization(shapes, lambda: bound, plan(optimized), opened)
         if folder is not None:
             folder.finish(made)
         return made

@@ -149,11 +149,9 @@ def started_workers() -> int:
     return _pool.workers if _pool is not None else 0
 
 
-def connect(text: str, target: Target, options: Options) -> dict[str, int]:
-    """The functions of the pool that a module calls, with their addresses."""
-    from graphkb.codegen.thread_pool import POOL_SYMBOL
-
-    return shared_pool(target, options).symbols if f"declare void @{POOL_SYMBOL}(" in text else {}
+def pool_symbols(target: Target, options: Options) -> dict[str, int]:
+    """The functions of the pool that modules with regions call, with their addresses."""
+    return shared_pool(target, options).symbols
 
 
 def limit_threads(engine: Engine, options: Options) -> None:
