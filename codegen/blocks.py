@@ -1,8 +1,11 @@
-"""Reductions in blocks: parts of fixed size are reduced on their own, then their results: threads share the parts."""
+"""Reductions in blocks: parts of fixed size are reduced on their own, then their results.
+
+Threads share the parts, memory is read in its order, and few columns fill vectors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -20,24 +23,35 @@ from graphkb.codegen.loops import (
     Store,
     Var,
     affine,
+    expressions,
 )
 from graphkb.codegen.parallel import ENOUGH, PART, RUN, picoseconds
 from graphkb.codegen.schedule import (
+    OPERATIONS,
     SHORT,
+    collapse,
+    replace_expr,
     runs_along_kept,
     schedule_reduction,
     substitute,
-    suits_sweeps,
-    with_result,
 )
+from graphkb.codegen.sweeps import schedule_sweeps, suits_sweeps
 from graphkb.codegen.target import Target
-from graphkb.ir.dims import Dim, product
+from graphkb.ir.dims import product
 
 # Blocks of one reduction, at most; and how many times fewer they are than what they divide, so that little is added.
 _MOST = 64
 _FEWER = 16
 # A block is a multiple of so many rounds: whole vectors, or whole sweeps.
 _STEP = 64
+# Rows that a sweep adds up before the sums are carried on in a wider type.
+_LONGEST_SWEEP = SHORT
+# Elements in a row below which several rows together are as good as one of several times the length.
+_NARROW = 64
+_WIDE = 256
+# Elements that are worth that, and the number of neighbors that are worth adding up by themselves.
+_MANY = 4096
+_RUN = 16
 
 
 @dataclass(frozen=True)
@@ -68,45 +82,67 @@ class Cut:
 
 
 def cut(
-    kept: Sequence[Var], reduced: Sequence[Var], combines: Sequence[Combine], full: Sequence[Store], length: int
+    kept: Sequence[Var],
+    reduced: Sequence[Var],
+    combines: Sequence[Combine],
+    full: Sequence[Store],
+    length: int,
+    below: int = 0,
+    inside: bool = False,
 ) -> Cut:
-    """Blocks of `length` rounds of the first reduced loop, of known size."""
+    """Blocks of `length` rounds of the first reduced loop; all loops have known sizes.
+
+    Args:
+        below: the positions of the buffers are lower than this.
+        inside: each block takes every so many-th round, so that the blocks of a round are neighbors, outside the
+            innermost kept loop; else its rounds are neighbors, and blocks stand outside all loops.
+    """
     axis = reduced[0]
     assert isinstance(axis.extent, int)
     count, rest = divmod(axis.extent, length)
-    total, size = count + (rest > 0), product([v.extent for v in kept])
+    block, last = Var("block", count), Var("block", count + (rest > 0))
+    outer = len(kept) - 1 if inside else 0
+    strides: dict[Var, int] = {}
+    stride = 1
+    for var in reversed([*kept[:outer], last, *kept[outer:]]):
+        assert isinstance(var.extent, int)
+        strides[var] = stride
+        stride *= var.extent
     names = ["blocks"] if len(combines) == 1 else [f"blocks{i}" for i in range(len(combines))]
     buffers = [
-        Buffer(-1 - i, name, combine.accumulator.dtype, total * size, written=True)
+        Buffer(below - 1 - i, name, combine.accumulator.dtype, stride, written=True)
         for i, (name, combine) in enumerate(zip(names, combines))
     ]
     place: Affine = Affine()
-    stride: Dim = 1
-    for var in reversed(kept):
-        place = place.plus(affine(var, stride))
-        stride = stride * var.extent
+    for var in kept:
+        place = place.plus(affine(var, strides[var]))
 
-    def stage(outer: list[Var], block: Affine, rounds: int) -> Stage:
+    def stage(number: Affine, begin: Affine, step: int, rounds: int) -> Stage:
+        """The blocks of some numbers, whose rounds begin somewhere, a step apart."""
         inner = Var(axis.name, rounds)
-        moved = substitute([*combines, *full], {axis: affine(inner).plus(block.scaled(length))})
+        at = begin.plus(affine(inner, step)) if rounds > 1 else begin
+        moved = substitute([*combines, *full], {axis: at})
         own: list[Combine] = []
         results: list[Store] = []
         for statement, buffer in zip(moved, buffers):
             assert isinstance(statement, Combine)
             accumulator = Accumulator(statement.accumulator.name, statement.accumulator.op, buffer.dtype)
             own.append(Combine(accumulator, statement.value))
-            results.append(Store(buffer, place.plus(block.scaled(size)), Result(accumulator)))
+            results.append(Store(buffer, place.plus(number.scaled(strides[last])), Result(accumulator)))
         stores = [s for s in moved if isinstance(s, Store)]
-        return Stage([*outer, *kept], [inner, *reduced[1:]], own, stores, results)
+        loops = [*kept[:outer], *[v for v, _ in number.terms], *kept[outer:]]
+        return Stage(loops, [*([inner] if rounds > 1 else []), *reduced[1:]], own, stores, results)
 
-    block, last = Var("block", count), Var("block", total)
-    stages = [stage([block], affine(block), length)]
+    if inside:
+        stages = [stage(affine(block), affine(block), count, length)]
+    else:
+        stages = [stage(affine(block), affine(block, length), 1, length)]
     if rest:
-        stages.append(stage([], Affine((), count), rest))
-    return Cut(stages, tuple(buffers), last, [Load(b, place.plus(affine(last, size))) for b in buffers])
+        stages.append(stage(Affine((), count), Affine((), count * length), 1, rest))
+    return Cut(stages, tuple(buffers), last, [Load(b, place.plus(affine(last, strides[last]))) for b in buffers])
 
 
-def block_length(
+def _block_length(
     kept: Sequence[Var], reduced: Sequence[Var], statements: Sequence[Combine | Store], along_kept: bool, target: Target
 ) -> int:
     """How many rounds of the outermost reduced axis make a block; 0 where blocks do not pay.
@@ -138,39 +174,132 @@ def block_length(
     return -(-length // step) * step
 
 
-def reduce_in_blocks(kept: list[Var], reduced: list[Var], store: Store, combine: Combine, target: Target) -> list[Stmt]:
-    """The schedule of a reduction: in blocks of the outermost reduced axis where the kept ones give threads too little.
+def reduce_in_blocks(
+    kept: list[Var],
+    reduced: list[Var],
+    combines: list[Combine],
+    full: list[Store],
+    once: list[Store],
+    target: Target,
+) -> list[Stmt]:
+    """The schedule of reductions over the same loops, in blocks of the outermost reduced one where that pays.
 
-    The order of the sums is fixed by the sizes alone.
+    The order of the sums is fixed by the sizes alone. Long float32 sums are carried on in float64.
+
+    Args:
+        kept, reduced: the loops.
+        combines, full: what every round combines and stores.
+        once: what is stored when the reductions are done.
+        target: the machine.
     """
-    along_kept = runs_along_kept(kept, reduced, combine)
-    length = block_length(kept, reduced, [combine], along_kept, target)
-    if not length:
-        return schedule_reduction(kept, reduced, store, combine, target)
-    store, wide = _widened(reduced, store, combine)
-    # Sweeps keep their sums in memory, where wide ones would cost time.
-    sweeps = along_kept and suits_sweeps(kept[-1], [Var("r", length)], combine)
-    blocks = cut(kept, reduced, [combine if sweeps else wide], [], length)
-    body: list[Stmt] = []
-    for stage in blocks.stages:
-        body += schedule_reduction(stage.kept, stage.reduced, stage.results[0], stage.combines[0], target)
-    (held,) = blocks.held
-    if held.dtype != wide.accumulator.dtype:
-        held = Apply("cast", (held,), wide.accumulator.dtype)
-    body += schedule_reduction(kept, [blocks.last], store, Combine(wide.accumulator, held), target)
+    rounds: list[Combine | Store] = [*combines, *full]
+    along_kept = runs_along_kept(kept, reduced, rounds)
+    wide, wide_once = _widened(reduced, combines, once)
+    known = all(isinstance(v.extent, int) for v in (*kept, *reduced))
+    blocks: Cut | None = None
+    below = min([0, *[s.buffer.position for s in (*full, *once)]])
+    if known and reduced and target.vector_bits and all(c.accumulator.op in OPERATIONS for c in combines):
+        if along_kept and _is_narrow(kept, reduced, rounds):
+            together = _WIDE // _known(kept[-1])
+            blocks = cut(kept, reduced, combines, full, _known(reduced[0]) // together, below, inside=True)
+        elif not along_kept and _jumps(kept, reduced, rounds):
+            blocks = cut(kept, reduced, wide, full, 1, below)
+    if blocks is not None:
+        body: list[Stmt] = []
+        for stage in blocks.stages:
+            body += _in_blocks(stage, target)
+    else:
+        sweeps = along_kept and suits_sweeps(kept, reduced, rounds, target)
+        length = _block_length(kept, reduced, rounds, along_kept, target)
+        if sweeps:
+            rows = reduced[0].extent
+            assert isinstance(rows, int)
+            if rows > _LONGEST_SWEEP:
+                length = min(length or rows, _LONGEST_SWEEP)
+        if not length:
+            if sweeps:
+                return schedule_sweeps(kept, reduced, combines, full, once, target)
+            return schedule_reduction(kept, reduced, wide, full, wide_once, target)
+        blocks = cut(kept, reduced, combines if sweeps else wide, full, length, below)
+        body = []
+        for stage in blocks.stages:
+            parts = stage.kept, stage.reduced, stage.combines, stage.full, stage.results
+            again = sweeps and suits_sweeps(stage.kept, stage.reduced, [*stage.combines, *stage.full], target)
+            body += schedule_sweeps(*parts, target) if again else schedule_reduction(*parts, target)
+    gathered: list[Combine] = []
+    for combine, held in zip(wide, blocks.held):
+        dtype = combine.accumulator.dtype
+        gathered.append(Combine(combine.accumulator, held if held.dtype == dtype else Apply("cast", (held,), dtype)))
+    body += schedule_reduction(kept, [blocks.last], gathered, [], wide_once, target)
     return [Scratch(blocks.buffers, tuple(body))]
 
 
-def _widened(reduced: Sequence[Var], store: Store, combine: Combine) -> tuple[Store, Combine]:
+def _in_blocks(stage: Stage, target: Target) -> list[Stmt]:
+    """A stage in blocks of its own, with neighboring loops merged where that is possible."""
+    statements: list[Stmt] = [*stage.combines, *stage.full, *stage.results]
+    kept, statements = collapse(stage.kept, statements)
+    reduced, statements = collapse(stage.reduced, statements)
+    combines = [s for s in statements if isinstance(s, Combine)]
+    stores = [s for s in statements if isinstance(s, Store)]
+    count = len(stage.full)
+    return reduce_in_blocks(kept, reduced, combines, stores[:count], stores[count:], target)
+
+
+def _is_narrow(kept: Sequence[Var], reduced: Sequence[Var], rounds: Sequence[Combine | Store]) -> bool:
+    """Whether rows are short, many, and follow one another in memory."""
+    column, row = kept[-1], reduced[0]
+    if len(reduced) != 1 or not isinstance(column.extent, int) or not isinstance(row.extent, int):
+        return False
+    if not 1 < column.extent < _NARROW or row.extent * column.extent < _MANY or row.extent < 8 * _NARROW:
+        return False
+    loads = [e for e in expressions(rounds) if isinstance(e, Load) and e.index.factor(column) == 1]
+    return any(e.index.factor(row) == column.extent for e in loads)
+
+
+def _known(var: Var) -> int:
+    assert isinstance(var.extent, int)
+    return var.extent
+
+
+def _jumps(kept: Sequence[Var], reduced: Sequence[Var], rounds: Sequence[Combine | Store]) -> bool:
+    """Whether each result is made of runs of memory that lie far apart, with those of other results in between."""
+    if not kept or len(reduced) < 2:
+        return False
+    runs = [v.extent for v in reduced[1:]]
+    if any(not isinstance(n, int) for n in runs) or prod([n for n in runs if isinstance(n, int)]) < _RUN:
+        return False
+    for expr in expressions(rounds):
+        if isinstance(expr, Load):
+            far, near = [expr.index.factor(v) for v in (reduced[0], kept[-1])]
+            if isinstance(far, int) and isinstance(near, int) and far > near > 0:
+                return True
+    return False
+
+
+def _widened(reduced: Sequence[Var], combines: list[Combine], once: list[Store]) -> tuple[list[Combine], list[Store]]:
     """Long float32 sums are accumulated in float64, also from block to block."""
-    accumulator = combine.accumulator
     count = product([v.extent for v in reduced])
-    assert isinstance(count, int)
-    if accumulator.op != "sum" or accumulator.dtype != "float32" or count <= SHORT:
-        return store, combine
-    total = Accumulator(accumulator.name, "sum", "float64")
-    result = Apply("cast", (Result(total),), "float32")
-    return with_result(store, accumulator, result), Combine(total, Apply("cast", (combine.value,), "float64"))
+    if isinstance(count, int) and count <= SHORT:
+        return combines, once
+    statements: list[Stmt] = list(once)
+    wide: list[Combine] = []
+    for combine in combines:
+        accumulator = combine.accumulator
+        if accumulator.op != "sum" or accumulator.dtype != "float32":
+            wide.append(combine)
+            continue
+        total = Accumulator(accumulator.name, "sum", "float64")
+        wide.append(Combine(total, Apply("cast", (combine.value,), "float64")))
+        for result in list(_results(statements, accumulator)):
+            narrow = Apply("cast", (Result(total),), "float32")
+            statements = replace_expr(statements, set(range(len(statements))), result, narrow)
+    return wide, [s for s in statements if isinstance(s, Store)]
 
 
-__all__ = ["Cut", "Stage", "block_length", "cut", "reduce_in_blocks"]
+def _results(statements: Sequence[Stmt], accumulator: Accumulator) -> Iterator[LoopExpr]:
+    for expr in expressions(statements):
+        if isinstance(expr, Result) and expr.accumulator is accumulator:
+            yield expr
+
+
+__all__ = ["reduce_in_blocks"]

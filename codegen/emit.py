@@ -21,6 +21,7 @@ from graphkb.codegen.loops import (
     Lookup,
     LoopExpr,
     Parallel,
+    Prefetch,
     Reduce,
     Result,
     Running,
@@ -33,7 +34,7 @@ from graphkb.codegen.loops import (
     operands_of,
     walk,
 )
-from graphkb.codegen.schedule import work_of
+from graphkb.codegen.schedule import identity, work_of
 from graphkb.codegen.shuffles import transpose_tile
 from graphkb.codegen.threads import parallel_region
 from graphkb.ir.types import FLOATS
@@ -55,32 +56,6 @@ def emit_kernel(b: Builder, kernel: Kernel) -> None:
             body.scratch[buffer] = b.byte_offset(values[len(kernel.buffers)], body.sizes.value(place))
         body.run(kernel.body)
         b.ret()
-
-
-def identity(op: str, dtype: str) -> float | int | bool:
-    """What an accumulator starts from: the operation gives back the other operand."""
-    match op:
-        case "sum":
-            return 0.0 if dtype in FLOATS else 0  # as NumPy, whose sum of negative zeros, or of nothing, is 0.0
-        case "prod":
-            return 1
-        case "any":
-            return False
-        case "all":
-            return True
-        case "max" | "argmax" | "min" | "argmin":
-            low = op.endswith("max")
-            if dtype == "bool":
-                return not low
-            if dtype in FLOATS:
-                return float("-inf") if low else float("inf")
-            bits = int(dtype.lstrip("uint"))
-            if dtype.startswith("uint"):
-                return 0 if low else (1 << bits) - 1
-            largest = (1 << (bits - 1)) - 1
-            return -largest - 1 if low else largest
-        case other:
-            raise AssertionError(f"unknown reduction {other}")
 
 
 class Body(Positions):
@@ -105,6 +80,8 @@ class Body(Positions):
                     self._tile(statement)
                 case Interleave():
                     self._interleave(statement)
+                case Prefetch():
+                    self._prefetch(statement)
                 case Local():
                     self._local(statement)
                 case Scratch():
@@ -408,4 +385,4 @@ def _memory_dtypes(body: Sequence[Stmt]) -> set[str]:
     return stored | {e.dtype for e in expressions(body) if isinstance(e, Load | Lookup)}
 
 
-__all__ = ["Body", "Sizes", "emit_kernel", "identity"]
+__all__ = ["Body", "Sizes", "emit_kernel"]

@@ -17,6 +17,7 @@ from graphkb.codegen.loops import (
     Load,
     Lookup,
     LoopExpr,
+    Prefetch,
     Result,
     Running,
     SizeValue,
@@ -33,6 +34,8 @@ from graphkb.ops.random import DRAWS
 # An accumulator's registers: its value, and for argmax and argmin the position of that value.
 State = tuple[Value, ...]
 
+# The bytes that one access to memory brings.
+_LINE = 64
 # Up to this distance elements are picked from vectors of neighbors rather than gathered.
 _NEAR = 4
 
@@ -250,6 +253,14 @@ class Values:
                 b.store(value, address)
             return
         b.scatter(value, b.gep(base, self._positions(store.index), value.dtype), self.mask)
+
+    def _prefetch(self, statement: Prefetch) -> None:
+        """Ask for what whole vectors will read; the few elements of a rest come with them."""
+        if self.lanes == 1 or self.mask is not None:
+            return
+        address, size = self.address_of(statement.buffer, statement.index), ITEM_SIZES[statement.buffer.dtype]
+        for offset in range(0, self.lanes * size, _LINE):
+            self.b.prefetch(self.b.byte_offset(address, offset))
 
     def _interleave(self, statement: Interleave) -> None:
         b, stores = self.b, statement.stores

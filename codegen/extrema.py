@@ -44,7 +44,7 @@ def schedule_position(
     narrow = _narrow(combine.accumulator, reduced)
     store = with_result(store, combine.accumulator, Result(narrow))
     combine = replace(combine, accumulator=narrow)
-    if runs_along_kept(kept, reduced, combine):
+    if runs_along_kept(kept, reduced, [combine]):
         if _suits_rows(kept[-1], reduced):
             return list(nest(kept[:-1], _best_rows(kept[-1], reduced[0], store, combine, target)))
         lanes = vector_length([combine, store], kept[-1].extent, target, lambda w: 4 if w.cost <= 30 else 2)

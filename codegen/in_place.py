@@ -15,6 +15,7 @@ from graphkb.codegen.loops import (
     Local,
     Lookup,
     Parallel,
+    Prefetch,
     Reduce,
     Scratch,
     Stmt,
@@ -79,6 +80,8 @@ def _leaves(body: Sequence[Stmt], count: Iterator[int] | None = None, loops: tup
             case Interleave(stores=stores):
                 for store in stores:
                     yield next(count), store, loops
+            case Prefetch():
+                continue
             case Combine() | Store() | Deposit():
                 if stored and not isinstance(statement, Store):
                     at = next(count)

@@ -3,7 +3,7 @@
     kernel  = buffers, statements
     stmt    = For(var, body) | Reduce(accumulator, body) | Combine(accumulator, expr) | Store(buffer, index, expr)
             | Deposit(buffer, index, step, expr, expr) | Tile(var, var, store) | Interleave(stores)
-            | Local(buffers, body) | Scratch(buffers, body) | Parallel(var, body)
+            | Prefetch(buffer, index) | Local(buffers, body) | Scratch(buffers, body) | Parallel(var, body)
     expr    = Const | SizeValue | IndexValue | Load | Lookup(buffer, index, step, expr) | Apply(op, exprs)
             | Running(accumulator) | Result(accumulator)
     index   = an affine function of loop variables
@@ -256,6 +256,14 @@ class Interleave:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Prefetch:
+    """Ask for what a buffer holds at an index, of known factors, which may lie beyond its end."""
+
+    buffer: Buffer
+    index: Affine
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Local:
     """Small arrays that exist while the body runs, on the stack; their positions are negative and their sizes known."""
 
@@ -284,7 +292,7 @@ class Parallel:
     body: tuple[Stmt, ...]
 
 
-Stmt: TypeAlias = For | Combine | Reduce | Store | Deposit | Tile | Interleave | Local | Scratch | Parallel
+Stmt: TypeAlias = For | Combine | Reduce | Store | Deposit | Tile | Interleave | Prefetch | Local | Scratch | Parallel
 
 
 class NativeKernel(Protocol):

@@ -19,6 +19,7 @@ from graphkb.codegen.loops import (
     Lookup,
     LoopExpr,
     Parallel,
+    Prefetch,
     Reduce,
     Result,
     Running,
@@ -97,6 +98,8 @@ def signature(kernel: Kernel) -> str:
                 case Deposit(buffer=buffer, index=index, step=step, position=position, value=value):
                     place = f"{format_affine(index)} {step} {term(position)}"
                     rows.append(f"deposit {buffer.position} {place} {term(value)}")
+                case Prefetch(buffer=buffer, index=index):
+                    rows.append(f"prefetch {buffer.position} {format_affine(index)}")
 
     visit(kernel.body)
     return "\n".join(rows)
@@ -173,6 +176,8 @@ def _format_body(
                 place = _place(index, step, _format_value(position, indent, lines, uses, names))
                 text = _format_value(value, indent, lines, uses, names)
                 lines.append(f"{indent}{buffer.name}[{place}] {'|' if buffer.dtype == 'bool' else '+'}= {text}")
+            case Prefetch(buffer=buffer, index=index):
+                lines.append(f"{indent}prefetch {buffer.name}[{format_affine(index)}]")
 
 
 def _place(index: Affine, step: Dim, position: str) -> str:

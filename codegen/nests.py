@@ -9,7 +9,8 @@ from graphkb.codegen.extrema import schedule_position
 from graphkb.codegen.gemm import Gemm, match_gemm
 from graphkb.codegen.loops import POSITIONS, Affine, Buffer, Combine, Stmt, Store, Var
 from graphkb.codegen.reading import Reader, along
-from graphkb.codegen.schedule import collapse, schedule_map
+from graphkb.codegen.schedule import collapse, runs_along_kept, schedule_map
+from graphkb.codegen.sweeps import suits_sweeps
 from graphkb.codegen.target import Target
 from graphkb.codegen.windows import schedule_window
 from graphkb.ir.dims import Dim
@@ -33,8 +34,9 @@ def lower_nest(nest: Nest, named: dict[Node, Buffer], out: Buffer, target: Targe
         return schedule_map(kept, [store], target)
     if combine.accumulator.op in POSITIONS:
         return schedule_position(kept, reduced, store, combine, target)
-    window = schedule_window(kept, reduced, store, combine, target)
-    return window or reduce_in_blocks(kept, reduced, store, combine, target)
+    sweeps = runs_along_kept(kept, reduced, [combine]) and suits_sweeps(kept, reduced, [combine], target)
+    window = None if sweeps else schedule_window(kept, reduced, store, combine, target)
+    return window or reduce_in_blocks(kept, reduced, [combine], [], [store], target)
 
 
 def lower_product(
@@ -44,7 +46,7 @@ def lower_product(
     kept, reduced, store, combine = read_nest(nest, named, out)
     assert combine is not None
     matrix = match_gemm(name, (*named.values(), out), origins, kept, reduced, store, combine, target)
-    return matrix or reduce_in_blocks(kept, reduced, store, combine, target)
+    return matrix or reduce_in_blocks(kept, reduced, [combine], [], [store], target)
 
 
 def read_nest(nest: Nest, named: dict[Node, Buffer], out: Buffer) -> tuple[list[Var], list[Var], Store, Combine | None]:

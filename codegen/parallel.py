@@ -17,6 +17,7 @@ from graphkb.codegen.loops import (
     Local,
     Lookup,
     Parallel,
+    Prefetch,
     Reduce,
     Scratch,
     Stmt,
@@ -117,6 +118,8 @@ def _leaves(
                 yield from _leaves(inner, loops, lanes, reduced, own)
             case Store() | Combine() | Deposit():
                 yield _Leaf(statement, loops, lanes, reduced or frozenset(), own)
+            case Prefetch():
+                pass
             case other:
                 raise AssertionError(f"unknown statement {other}")
 

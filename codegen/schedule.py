@@ -19,6 +19,7 @@ from graphkb.codegen.loops import (
     Lookup,
     LoopExpr,
     Parallel,
+    Prefetch,
     Reduce,
     Result,
     Scratch,
@@ -33,16 +34,13 @@ from graphkb.codegen.loops import (
 )
 from graphkb.codegen.random_draws import run_length
 from graphkb.codegen.target import Target
-from graphkb.ir.dims import Dim, product
+from graphkb.ir.dims import Dim
 from graphkb.ir.op import find_op
-from graphkb.ir.types import NUMPY_DTYPE
+from graphkb.ir.types import FLOATS, NUMPY_DTYPE
 from graphkb.ops.random import DRAWS
 
 # A float32 sum of more elements than this is accumulated in float64.
 SHORT = 1024
-# Rows of at least this length are reduced in sweeps over memory, so many rows at a time (a power of two).
-_LONG_ROW = 1024
-_ROWS = 8
 # The side of the squares that are transposed in registers, and the number of stores that are interleaved, at most.
 _TILE = 16
 MOST_NEIGHBORS = 4
@@ -52,6 +50,32 @@ _UNROLLED = 256
 OPERATIONS = {
     "sum": "add", "prod": "mul", "max": "maximum", "min": "minimum", "any": "logical_or", "all": "logical_and",
 }  # fmt: skip
+
+
+def identity(op: str, dtype: str) -> float | int | bool:
+    """What an accumulator starts from: the operation gives back the other operand."""
+    match op:
+        case "sum":
+            return 0.0 if dtype in FLOATS else 0  # as NumPy, whose sum of negative zeros, or of nothing, is 0.0
+        case "prod":
+            return 1
+        case "any":
+            return False
+        case "all":
+            return True
+        case "max" | "argmax" | "min" | "argmin":
+            low = op.endswith("max")
+            if dtype == "bool":
+                return not low
+            if dtype in FLOATS:
+                return float("-inf") if low else float("inf")
+            bits = int(dtype.lstrip("uint"))
+            if dtype.startswith("uint"):
+                return 0 if low else (1 << bits) - 1
+            largest = (1 << (bits - 1)) - 1
+            return -largest - 1 if low else largest
+        case other:
+            raise AssertionError(f"unknown reduction {other}")
 
 
 # ---------------------------------------------------------------------------------------------- index sets
@@ -107,7 +131,7 @@ def substitute(statements: Sequence[Stmt], new: dict[Var, Affine]) -> list[Stmt]
                 return Reduce(acc, tuple(map(visit, body)))
             case For(var=var, body=body, lanes=lanes):
                 return For(var, tuple(map(visit, body)), lanes)
-            case Tile() | Interleave() | Local() | Scratch() | Parallel():
+            case Tile() | Interleave() | Prefetch() | Local() | Scratch() | Parallel():
                 raise AssertionError("loops are substituted before they are scheduled")
 
     return [visit(s) for s in statements]
@@ -275,94 +299,47 @@ def unit_loads(statements: Sequence[Stmt], var: Var) -> int:
     return score
 
 
-def runs_along_kept(kept: Sequence[Var], reduced: Sequence[Var], combine: Combine) -> bool:
+def runs_along_kept(kept: Sequence[Var], reduced: Sequence[Var], rounds: Sequence[Stmt]) -> bool:
     """Whether the loads follow the innermost kept axis rather than the innermost reduced one."""
     if not kept or not reduced:
         return bool(kept)
-    return unit_loads([combine], kept[-1]) > unit_loads([combine], reduced[-1])
+    return unit_loads(rounds, kept[-1]) > unit_loads(rounds, reduced[-1])
 
 
 def schedule_reduction(
-    kept: list[Var], reduced: list[Var], store: Store, combine: Combine, target: Target
+    kept: Sequence[Var],
+    reduced: Sequence[Var],
+    combines: Sequence[Combine],
+    full: Sequence[Store],
+    once: Sequence[Store],
+    target: Target,
 ) -> list[Stmt]:
-    """Vectors run along the innermost reduced or the innermost kept axis, whichever the loads follow."""
-    if reduced and not runs_along_kept(kept, reduced, combine):
-        lanes = vector_length([combine], reduced[-1].extent, target, lambda w: 4 if w.cost <= 30 else 2)
-        return list(nest(kept, _reduce(reduced, combine, lanes, store)))
-    if not kept:
-        return list(_reduce(reduced, combine, 1, store))
-    if suits_sweeps(kept[-1], reduced, combine) and combine.accumulator.dtype == store.buffer.dtype:
-        return list(nest(kept[:-1], _sweeps(kept[-1], reduced[0], store, combine, target)))
-    lanes = vector_length([combine, store], kept[-1].extent, target, lambda w: 4 if w.cost <= 30 else 2)
-    return list(nest(kept[:-1], (For(kept[-1], _reduce(reduced, combine, 1, store), lanes),)))
+    """Every round is done once; vectors run along the innermost reduced or kept loop, whichever most operands follow.
+
+    Args:
+        kept, reduced: the loops.
+        combines, full: what every round combines and stores.
+        once: what is stored when the reductions are done.
+        target: the machine.
+    """
+    rounds: tuple[Stmt, ...] = (*combines, *full)
+    accumulators = [c.accumulator for c in combines]
+    if kept and runs_along_kept(kept, reduced, rounds):
+        lanes = vector_length([*rounds, *once], kept[-1].extent, target, lambda w: 4 if w.cost <= 30 else 2)
+        inner = (*reduces(accumulators, nest(reduced, rounds)), *once)
+        return list(nest(kept[:-1], (For(kept[-1], inner, lanes),)))
+    loop = rounds
+    if reduced:
+        lanes = vector_length(rounds, reduced[-1].extent, target, lambda w: 4 if w.cost <= 30 else 2)
+        loop = nest(reduced[:-1], (For(reduced[-1], rounds, lanes),))
+    return list(nest(kept, (*reduces(accumulators, loop), *once)))
 
 
-def _reduce(reduced: list[Var], combine: Combine, lanes: int, store: Store) -> tuple[Stmt, ...]:
-    """A reduction, then the store of its result; long float32 sums are accumulated in float64."""
-    accumulator = combine.accumulator
-    count = product([v.extent for v in reduced])
-    if accumulator.op == "sum" and accumulator.dtype == "float32" and not (isinstance(count, int) and count <= SHORT):
-        total = Accumulator(accumulator.name, "sum", "float64")
-        result = Apply("cast", (Result(total),), "float32")
-        store = with_result(store, accumulator, result)
-        combine = Combine(total, Apply("cast", (combine.value,), "float64"))
-        accumulator = total
-    if not reduced:
-        return (Reduce(accumulator, (combine,)), store)
-    return (Reduce(accumulator, nest(reduced[:-1], (For(reduced[-1], (combine,), lanes),))), store)
-
-
-def suits_sweeps(column: Var, reduced: Sequence[Var], combine: Combine) -> bool:
-    """Whether rows are long and many: then it pays to read them in the order of memory, with the sums in the output."""
-    return (
-        len(reduced) == 1
-        and isinstance(column.extent, int)
-        and column.extent >= _LONG_ROW
-        and isinstance(reduced[0].extent, int)
-        and reduced[0].extent >= 2 * _ROWS
-        and combine.accumulator.op in OPERATIONS
-    )
-
-
-def _sweeps(column: Var, row: Var, store: Store, combine: Combine, target: Target) -> tuple[Stmt, ...]:
-    """Add some rows at a time to the output, then apply what follows the reduction."""
-    accumulator = combine.accumulator
-    dtype, operation = accumulator.dtype, OPERATIONS[accumulator.op]
-    held = Load(store.buffer, store.index)
-    lanes = vector_length([combine, store], column.extent, target, lambda w: 2)
-    assert isinstance(row.extent, int)
-
-    def value(at: Affine) -> LoopExpr:
-        (moved,) = substitute([combine], {row: at})
-        assert isinstance(moved, Combine)
-        return moved.value
-
-    def tree(values: list[LoopExpr]) -> LoopExpr:
-        while len(values) > 1:
-            pairs = zip(values[::2], values[1::2])
-            values = [Apply(operation, pair, dtype) for pair in pairs]
-        return values[0]
-
-    def sweep(values: list[LoopExpr], more: bool) -> For:
-        total = tree(values)
-        return For(
-            column,
-            (Store(store.buffer, store.index, Apply(operation, (held, total), dtype) if more else total),),
-            lanes,
-        )
-
-    def rows(base: Affine) -> list[LoopExpr]:
-        return [value(base.shifted(i)) for i in range(_ROWS)]
-
-    blocks, rest = divmod(row.extent, _ROWS)
-    block, single = Var("b", blocks - 1), Var(row.name, rest)
-    out: list[Stmt] = [sweep(rows(Affine()), False)]
-    out.append(For(block, (sweep(rows(affine(block, _ROWS).shifted(_ROWS)), True),)))
-    if rest:
-        out.append(For(single, (sweep([value(affine(single).shifted(blocks * _ROWS))], True),)))
-    if not isinstance(store.value, Result):
-        out.append(For(column, (with_result(store, accumulator, held),), lanes))
-    return tuple(out)
+def reduces(accumulators: Sequence[Accumulator], loop: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+    """A loop that combines into several accumulators."""
+    for accumulator in reversed(accumulators):
+        loop = (Reduce(accumulator, loop),)
+    return loop
 
 
 def with_result(store: Store, accumulator: Accumulator, result: LoopExpr) -> Store:

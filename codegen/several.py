@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from graphkb.codegen.blocks import block_length, cut
+from graphkb.codegen.blocks import reduce_in_blocks
 from graphkb.codegen.loops import (
     Accumulator,
     Affine,
@@ -15,9 +15,7 @@ from graphkb.codegen.loops import (
     For,
     Load,
     LoopExpr,
-    Reduce,
     Result,
-    Scratch,
     Stmt,
     Store,
     Var,
@@ -26,18 +24,17 @@ from graphkb.codegen.loops import (
 )
 from graphkb.codegen.reading import REDUCTIONS, Reader, along, linear
 from graphkb.codegen.schedule import (
-    SHORT,
     collapse,
     nest,
+    reduces,
     replace_expr,
     schedule_map,
-    unit_loads,
     varying,
     vector_length,
     work_of,
 )
 from graphkb.codegen.target import Target
-from graphkb.ir.dims import Dim, Shape, product
+from graphkb.ir.dims import Shape, product
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node
 
@@ -86,7 +83,7 @@ def lower_several(body: Graph, named: dict[Node, Buffer], outs: Sequence[Buffer]
     space.collapse()
     if core.attrs["axes"] == (last,) and isinstance(core.inputs[0].shape[last], int):
         return _rows(space, target)
-    return _single_pass(space, target)
+    return reduce_in_blocks(space.kept, space.reduced, space.combines, space.full, space.once, target)
 
 
 def lower_rows(body: Graph, named: dict[Node, Buffer], out: Buffer, target: Target) -> list[Stmt]:
@@ -135,7 +132,7 @@ def _rows(space: _Space, target: Target) -> list[Stmt]:
     inner: list[Stmt] = []
     for one in rounds:
         loop = tuple(one) if not space.reduced else (For(space.reduced[0], tuple(one), lanes),)
-        inner += _reduces([s.accumulator for s in one if isinstance(s, Combine)], loop)
+        inner += reduces([s.accumulator for s in one if isinstance(s, Combine)], loop)
     return list(nest(space.kept, (*inner, *space.once)))
 
 
@@ -222,76 +219,6 @@ def _replaced(rounds: list[list[Stmt]], old: LoopExpr, new: LoopExpr, start: int
     first = sum(len(one) for one in rounds[:start])
     rest = iter(replace_expr(flat, set(range(first, len(flat))), old, new))
     return [[next(rest) for _ in one] for one in rounds]
-
-
-def _reduces(accumulators: Sequence[Accumulator], loop: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
-    """A loop that combines into several accumulators."""
-    for accumulator in reversed(accumulators):
-        loop = (Reduce(accumulator, loop),)
-    return loop
-
-
-# ---------------------------------------------------------------------------------------------- one pass
-def _single_pass(space: _Space, target: Target) -> list[Stmt]:
-    """Every round is done once, in blocks of fixed size where the results give threads too little to share."""
-    combines, once = _widened(space, product([v.extent for v in space.reduced]))
-    space = replace(space, combines=combines, once=once)
-    length = block_length(space.kept, space.reduced, [*combines, *space.full], _along_kept(space), target)
-    if not length:
-        return _whole_pass(space, target)
-    blocks = cut(space.kept, space.reduced, combines, space.full, length)
-    body: list[Stmt] = []
-    for stage in blocks.stages:
-        body += _whole_pass(_Space(stage.kept, stage.reduced, stage.combines, stage.full, stage.results), target)
-    gathered = [Combine(combine.accumulator, held) for combine, held in zip(combines, blocks.held)]
-    body += _whole_pass(_Space(space.kept, [blocks.last], gathered, [], once), target)
-    return [Scratch(blocks.buffers, tuple(body))]
-
-
-def _along_kept(space: _Space) -> bool:
-    """Whether vectors run along the innermost kept loop: the one that most operands follow."""
-    statements: list[Stmt] = [*space.combines, *space.full]
-    kept, reduced = space.kept, space.reduced
-    return bool(kept) and (not reduced or unit_loads(statements, kept[-1]) > unit_loads(statements, reduced[-1]))
-
-
-def _whole_pass(space: _Space, target: Target) -> list[Stmt]:
-    """Every round is done once; vectors run along the loop that most operands follow."""
-    kept, reduced = space.kept, space.reduced
-    rounds: tuple[Stmt, ...] = (*space.combines, *space.full)
-    accumulators = [c.accumulator for c in space.combines]
-    if not _along_kept(space):
-        lanes = vector_length(rounds, reduced[-1].extent, target, lambda w: 4 if w.cost <= 30 else 2)
-        loop = nest(reduced[:-1], (For(reduced[-1], rounds, lanes),))
-        return list(nest(kept, (*_reduces(accumulators, loop), *space.once)))
-    lanes = vector_length([*rounds, *space.once], kept[-1].extent, target, lambda w: 4 if w.cost <= 30 else 2)
-    inner = (*_reduces(accumulators, nest(reduced, rounds)), *space.once)
-    return list(nest(kept[:-1], (For(kept[-1], inner, lanes),)))
-
-
-def _widened(space: _Space, count: Dim) -> tuple[list[Combine], list[Store]]:
-    """Long float32 sums are accumulated in float64."""
-    if isinstance(count, int) and count <= SHORT:
-        return space.combines, space.once
-    statements: list[Stmt] = list(space.once)
-    combines: list[Combine] = []
-    for combine in space.combines:
-        accumulator = combine.accumulator
-        if accumulator.op != "sum" or accumulator.dtype != "float32":
-            combines.append(combine)
-            continue
-        total = Accumulator(accumulator.name, "sum", "float64")
-        combines.append(Combine(total, Apply("cast", (combine.value,), "float64")))
-        for result in list(_results(statements, accumulator)):
-            narrow = Apply("cast", (Result(total),), "float32")
-            statements = replace_expr(statements, set(range(len(statements))), result, narrow)
-    return combines, [s for s in statements if isinstance(s, Store)]
-
-
-def _results(statements: Sequence[Stmt], accumulator: Accumulator) -> Iterator[LoopExpr]:
-    for expr in expressions(statements):
-        if isinstance(expr, Result) and expr.accumulator is accumulator:
-            yield expr
 
 
 __all__ = ["lower_rows", "lower_several"]

@@ -67,3 +67,54 @@ def test_sums_over_an_unknown_number_of_rows() -> None:
         columns, mean = f([values])
         np.testing.assert_allclose(columns, values.sum(0, dtype="float64"), rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(mean, values.mean(dtype="float64"), rtol=1e-5, atol=1e-7)
+
+
+# ---------------------------------------------------------------------------------------------- the order of memory
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((5001, 64), (0,)),  # rows short of a page, one after the other
+        ((131, 2048), (0,)),  # a few rows at a time, and a rest
+        ((3, 300, 520), (1,)),
+        ((9, 70, 33, 40), (0, 2)),
+        ((70001, 3), (0,)),  # few columns: neighboring rows share a vector
+        ((2, 9001, 5), (1,)),
+        ((12, 50, 400), (0, 2)),  # runs of memory that lie apart
+        ((5, 130, 40, 17), (0, 2, 3)),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int8"])
+@pytest.mark.parametrize("target", ["host", "x86-64-v2"])
+def test_large_reductions_across_memory(shape: tuple[int, ...], axes: tuple[int, ...], dtype: str, target: str) -> None:
+    values = (np.random.default_rng(4).normal(size=shape) * 9).astype(dtype)
+    x = K.placeholder(shape, dtype=dtype)
+    outputs = [K.sum(x, axis=axes), K.max(x, axis=axes, keepdims=True), K.sum(x, axis=axes) * 3 - K.min(x, axis=axes)]
+    wide = values.astype("float64" if dtype.startswith("float") else dtype)
+    total = wide.sum(axis=axes, dtype=wide.dtype)
+    expected = [total, wide.max(axis=axes, keepdims=True), (total * 3 - wide.min(axis=axes)).astype(wide.dtype)]
+    with options(target=target, mode="native"):
+        alone = [K.function([x], [y])([values])[0] for y in outputs]
+        together = K.function([x], outputs)([values])
+    for results in (alone, together):
+        for result, wanted in zip(results, expected):
+            if dtype.startswith("float"):
+                bound = 2e-7 if dtype == "float32" else 1e-15
+                magnitude = np.abs(wide).sum(axis=axes).max()
+                np.testing.assert_allclose(result, wanted, rtol=1e-6, atol=bound * magnitude)
+            else:
+                np.testing.assert_array_equal(result, wanted)
+
+
+def test_rows_are_summed_in_the_order_of_memory() -> None:
+    x = K.placeholder((300, 1024))
+    f = K.function([x], [K.sum(x, axis=0)])
+    f([np.ones((300, 1024), "float32")])
+    text = f.dump(stage="loops")
+    assert "scratch blocks: float32[5120]" in text  # of 64 rows, the last of fewer
+    assert text.count("prefetch in0[") == 4 * 2
+
+
+def test_sweeps_add_negative_zeros_up_to_zero() -> None:
+    x = K.placeholder((600, 512))
+    (total,) = K.function([x], [K.sum(x, axis=0)])([np.full((600, 512), -0.0, "float32")])
+    assert not np.signbit(total).any()
