@@ -12,14 +12,15 @@ in the upper half, the end in the lower. Everyone claims from the front of its o
 quarter of what is left at a time. A claim exchanges the whole word, and the job is read after it: so whoever
 claims, however late, does what the words say now, and no thread can do a part of a job that has ended.
 
-Workers watch a counter of jobs for about a tenth of a millisecond, giving way to other threads of the system, then they
-sleep: on a busy machine soon, for a thread that was woken runs sooner than one that gave way. They are woken when there
-is enough to do. Workers take no signals.
+Workers watch a counter of jobs for about a tenth of a millisecond, then they sleep: on a busy machine soon, for a
+thread that was woken runs sooner than one that was interrupted. They are woken when there is enough to do. Workers take
+no signals, and keep away from their caller's processor (`thread_placement.py`).
 """
 
 from __future__ import annotations
 
 from graphkb.codegen.target import Target
+from graphkb.codegen.thread_placement import placement
 from graphkb.codegen.thread_workers import WORKERS
 
 POOL_SYMBOL = "graphkb_parallel_for"
@@ -32,11 +33,13 @@ WORKERS_SYMBOL = "graphkb_pool_workers"
 MOST_THREADS = 256
 """Threads of one job at most, its caller among them."""
 
-# Looks at a counter between two offers to give way to other threads, and before a caller's first offer.
+# Looks at a counter between two at the clock, or between a caller's offers to give way to other threads, and before the
+# first of these.
 _LOOKS = 64
 _FIRST_LOOKS = 1024
-# Nanoseconds of idleness after which a worker sleeps.
-_WATCH = 100_000
+# Nanoseconds of idleness after which a worker sleeps, usually and for a while after an interruption. Where so many pass
+# from one look at the clock to the next, another thread has run.
+_WATCH, _GLANCE, _WHILE, _INTERRUPTED = 100_000, 10_000, 50_000_000, 50_000
 # Parts, each worth some microseconds, that pay for waking who sleeps.
 _WORTH_WAKING = 8
 # Sizes of pthread_mutex_t and pthread_cond_t are at most these everywhere.
@@ -71,12 +74,15 @@ def emit_pool(target: Target, linkage: str = "", watch_forks: bool = False) -> s
     faults = "\n".join(f"  %fault.{number} = call i32 @sigdelset(ptr %all, i32 {number})" for number in _FAULTS[system])
     watch = "  %watched = call i32 @pthread_atfork(ptr null, ptr null, ptr @graphkb_pool_reset)" if watch_forks else ""
     declare_watch = "declare i32 @pthread_atfork(ptr, ptr, ptr)" if watch_forks else ""
-    return (_SHARE + WORKERS + _DECLARATIONS).format(
+    return (_SHARE + WORKERS + placement(system) + _DECLARATIONS).format(
         linkage=f"{linkage} " if linkage else "",
         most=MOST_THREADS,
         looks=_LOOKS - 1,
         first=_FIRST_LOOKS,
         watching=_WATCH,
+        glancing=_GLANCE,
+        rough=_WHILE,
+        lost=_INTERRUPTED,
         clock=_CLOCK_MONOTONIC[system],
         worth=_WORTH_WAKING,
         mutex=_MUTEX_BYTES,
@@ -201,6 +207,7 @@ publish:
   store i64 %extent, ptr @graphkb.pool.extent
   store i64 %share, ptr @graphkb.pool.share
   store atomic i64 %crew, ptr @graphkb.pool.crew monotonic, align 8
+  call void @graphkb.pool.settle()
 {keep}
   store atomic i64 %parts, ptr @graphkb.pool.pending monotonic, align 8
   br label %deal

@@ -5,6 +5,7 @@ WORKERS = """\
 define internal ptr @graphkb.pool.worker(ptr %number) nounwind {{
 start:
   %self = ptrtoint ptr %number to i64
+  %places = alloca [128 x i8], align 8
   %mutex = getelementptr %graphkb.bed, ptr @graphkb.pool.beds, i64 %self, i32 0
   %condition = getelementptr %graphkb.bed, ptr @graphkb.pool.beds, i64 %self, i32 1
   %asleep = getelementptr %graphkb.bed, ptr @graphkb.pool.beds, i64 %self, i32 2
@@ -14,6 +15,8 @@ watch:
   %seen = phi i64 [ -1, %start ], [ %seen, %again ], [ %job, %notice ], [ %job, %join ], [ %seen, %rise ]
   %idle = phi i64 [ 1, %start ], [ %idle.next, %again ], [ %idle, %notice ], [ 1, %join ], [ 1, %rise ]
   %since = phi i64 [ 0, %start ], [ %since.next, %again ], [ %since, %notice ], [ 0, %join ], [ 0, %rise ]
+  %last = phi i64 [ 0, %start ], [ %last.next, %again ], [ %last, %notice ], [ 0, %join ], [ 0, %rise ]
+  %rough = phi i64 [ 0, %start ], [ %rough.next, %again ], [ %rough, %notice ], [ %rough, %join ], [ %rough.now, %rise ]
   %job = load atomic i64, ptr @graphkb.pool.jobs acquire, align 8
   %old = icmp eq i64 %job, %seen
   br i1 %old, label %linger, label %notice
@@ -24,6 +27,7 @@ notice:
   br i1 %wanted, label %join, label %watch
 
 join:
+  call void @graphkb.pool.step_aside()
   call void @graphkb.pool.work(i64 %self, i64 %crew)
   br label %watch
 
@@ -31,25 +35,33 @@ linger:
 {pause}
   %rest = and i64 %idle, {looks}
   %tired = icmp eq i64 %rest, 0
-  br i1 %tired, label %offer, label %again
+  br i1 %tired, label %check, label %again
 
-offer:
-  %before = call i64 @graphkb.pool.clock()
-  %fresh = icmp eq i64 %since, 0
-  %begun = select i1 %fresh, i64 %before, i64 %since
-  %offered = call i32 @sched_yield()
+check:
   %now = call i64 @graphkb.pool.clock()
+  %fresh = icmp eq i64 %since, 0
+  %begun = select i1 %fresh, i64 %now, i64 %since
+  %before = select i1 %fresh, i64 %now, i64 %last
+  %gap = sub i64 %now, %before
+  %disturbed = icmp ugt i64 %gap, {lost}
+  %later = add i64 %now, {rough}
+  %rough.now = select i1 %disturbed, i64 %later, i64 %rough
+  %contended = icmp ult i64 %now, %rough.now
+  %patience = select i1 %contended, i64 {glancing}, i64 {watching}
   %spent = sub i64 %now, %begun
-  %bored = icmp ugt i64 %spent, {watching}
+  %bored = icmp ugt i64 %spent, %patience
   br i1 %bored, label %lie_down, label %again
 
 again:
-  %since.next = phi i64 [ %since, %linger ], [ %begun, %offer ]
+  %since.next = phi i64 [ %since, %linger ], [ %begun, %check ]
+  %last.next = phi i64 [ %last, %linger ], [ %now, %check ]
+  %rough.next = phi i64 [ %rough, %linger ], [ %rough.now, %check ]
   %idle.next = add i64 %idle, 1
   br label %watch
 
 lie_down:
   ; First tell that one sleeps, then look once more: who announces a job does these two the other way round.
+  %narrowed = call i32 @graphkb.pool.narrow(ptr %places)
   %locked = call i32 @pthread_mutex_lock(ptr %mutex)
   store atomic i64 1, ptr %asleep seq_cst, align 8
   %others = atomicrmw add ptr @graphkb.pool.sleepers, i64 1 seq_cst
@@ -68,6 +80,7 @@ rise:
   %fewer = atomicrmw sub ptr @graphkb.pool.sleepers, i64 1 seq_cst
   store atomic i64 0, ptr %asleep monotonic, align 8
   %unlocked = call i32 @pthread_mutex_unlock(ptr %mutex)
+  call void @graphkb.pool.widen(ptr %places, i32 %narrowed)
   br label %watch
 }}
 

@@ -264,6 +264,29 @@ def test_idle_workers_sleep() -> None:
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads choose processors on Linux only")
+def test_workers_are_woken_away_from_their_caller() -> None:
+    """Asleep they are allowed all processors but the caller's, if there is another, and awake all of them."""
+    done = python("""
+        import time
+        allowed = os.sched_getaffinity(0)
+        run = probe(2)
+        before = set(os.listdir("/proc/self/task"))
+        run(60, 1, 300)
+        time.sleep(0.2)
+        (worker,) = [int(task) for task in set(os.listdir("/proc/self/task")) - before]
+        asleep = os.sched_getaffinity(worker)
+        assert asleep <= allowed and len(asleep) == max(1, len(allowed) - 1), (asleep, allowed)
+        working = threading.Thread(target=run, args=(400, 1, 1000))
+        working.start()
+        time.sleep(0.1)
+        awake = os.sched_getaffinity(worker)
+        working.join()
+        print(awake == allowed)
+        """)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 def test_workers_round_and_flush_as_their_caller() -> None:
     """Denormals stay as they are, or become zeros, in every part alike."""
     target = host_target()
