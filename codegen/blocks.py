@@ -195,7 +195,7 @@ def reduce_in_blocks(
     rounds: list[Combine | Store] = [*combines, *full]
     along_kept = runs_along_kept(kept, reduced, rounds)
     wide, wide_once = _widened(reduced, combines, once)
-    known = all(isinstance(v.extent, int) for v in (*kept, *reduced))
+    known = all(isinstance(v.extent, int) and v.extent > 0 for v in (*kept, *reduced))
     blocks: Cut | None = None
     below = min([0, *[s.buffer.position for s in (*full, *once)]])
     if known and reduced and target.vector_bits and all(c.accumulator.op in OPERATIONS for c in combines):

@@ -114,6 +114,12 @@ def test_rows_are_summed_in_the_order_of_memory() -> None:
     assert text.count("prefetch in0[") == 4 * 2
 
 
+def test_runs_that_lie_apart_may_be_none() -> None:
+    x = K.placeholder((7, 0, 90))
+    (total,) = K.function([x], [K.sum(x, axis=(0, 2))])([np.zeros((7, 0, 90), "float32")])
+    assert total.shape == (0,)
+
+
 def test_sweeps_add_negative_zeros_up_to_zero() -> None:
     x = K.placeholder((600, 512))
     (total,) = K.function([x], [K.sum(x, axis=0)])([np.full((600, 512), -0.0, "float32")])
