@@ -16,7 +16,7 @@ Pairs: TypeAlias = Iterator[tuple[Dim, Dim]]
 _FREE = {
     "transpose", "slice", "guard", "stop_gradient", "pad", "pad_value", "cumsum", "cumprod", "item", "gather",
     "window_sum", "window_max", "window_argmax",
-    "sum", "prod", "max", "min", "any", "all", "argmax", "argmin",
+    "sum", "prod", "max", "min", "any", "all", "variance", "argmax", "argmin",
 }  # fmt: skip
 
 

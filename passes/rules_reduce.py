@@ -48,6 +48,13 @@ def reduce_ones(node: Node) -> Node | None:
     return None
 
 
+@rule("variance")
+def variance_sums(node: Node) -> Node:
+    """variance(x) -> mean(square(x - mean(x)))"""
+    # Gradients, which know that the mean adds nothing to them, are built by now.
+    return reductions.mean_squared_distance(node.inputs[0], node.attrs["axes"], node.attrs["keepdims"])
+
+
 @rule("argmax", "argmin")
 def argmax_ones(node: Node) -> Node | None:
     """argmax(x) -> 0 over an axis of size 1"""
@@ -165,6 +172,7 @@ def any_not(node: Node) -> Node | None:
 
 REDUCE = (
     reduce_nothing,
+    variance_sums,
     reduce_ones,
     argmax_ones,
     cumulative_ones,

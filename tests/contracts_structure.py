@@ -74,6 +74,10 @@ def _absolute_sum(x: Array, axes: Axes, keepdims: bool) -> Array:
     return np.asarray(np.sum(np.abs(x), axis=axes, keepdims=keepdims))
 
 
+def _squares(x: Array, axes: Axes, keepdims: bool) -> Array:
+    return np.asarray(np.sum(x * x, axis=axes, keepdims=keepdims))
+
+
 def _first(better: Callable[[Any, Any], bool]) -> Callable[..., Array]:
     """The first best position along an axis, NaN being better than all else."""
 
@@ -110,6 +114,9 @@ REDUCTIONS = (
     Contract("prod", _reductions(0.9, 1.1, True), _reduce(np.prod), NUMBERS, 2000, smooth=(0,)),
     Contract("max", _reductions(-4, 4, False), _reduce(np.max), DTYPES, smooth=(0,)),
     Contract("min", _reductions(-4, 4, False), _reduce(np.min), DTYPES, smooth=(0,)),
+    Contract(
+        "variance", _reductions(-4, 4, False), _reduce(np.var), ("float32", "float64"), SUM_ULP, _squares, smooth=(0,)
+    ),
     Contract("any", _reductions(0, 0, True), _reduce(np.any), BOOL),
     Contract("all", _reductions(0, 0, True), _reduce(np.all), BOOL),
     Contract("argmax", _positions, _first(lambda a, b: a > b), DTYPES),

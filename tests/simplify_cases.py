@@ -377,6 +377,12 @@ CASES: dict[str, list[tuple[Callable[[], Node], Callable[[], Node]]]] = {
         (lambda: total(ONES, 0), lambda: sh.reshape(ONES + 0, (3, 1))),
         (lambda: total(ew.exp(ONES), 0, keepdims=True), lambda: ew.exp(ONES)),
     ],
+    "variance_sums": [
+        (
+            lambda: op(rd.VARIANCE, F, axes=(0,), keepdims=False),
+            lambda: total(ew.square(F - total(F, 0, keepdims=True) / leaf.size(N, F.dtype)), 0) / leaf.size(N, F.dtype),
+        ),
+    ],
     "argmax_ones": [(lambda: op(rd.ARGMAX, ONES, axis=2), lambda: spread(c(0, "int64"), 1, 3))],
     "cumulative_ones": [(lambda: rd.cumsum(ONES, 0), lambda: ONES), (lambda: rd.cumprod(ONES, 2), lambda: ONES)],
     "extremum_broadcast": [

@@ -158,3 +158,15 @@ def test_errors():
         K.max(x, "a")
     with pytest.raises(TypeError, match=r"^cumsum: expected an int as an axis, not None$"):
         K.cumsum(x, None)
+
+
+def test_the_gradient_of_a_variance_is_right_to_second_order() -> None:
+    values = np.random.default_rng(0).normal(size=(5, 3))
+    x = K.placeholder((5, 3), dtype="float64")
+    (slope,) = K.gradients(K.sum(K.var(x, axis=0) * np.array([1.0, 2.0, 3.0])), [x])
+    (curvature,) = K.gradients(slope[1, 2], [x])
+    first, second = K.function([x], [slope, curvature])([values])
+    np.testing.assert_allclose(first, 2 / 5 * (values - values.mean(0)) * np.array([1, 2, 3]), rtol=1e-13)
+    expected = np.zeros((5, 3))
+    expected[:, 2] = 2 / 5 * 3 * ((np.arange(5) == 1) - 1 / 5)
+    np.testing.assert_allclose(second, expected, atol=1e-15)

@@ -146,7 +146,9 @@ def var_node(x: Node, axes: tuple[int, ...], keepdims: bool) -> Node:
     """The mean squared distance from the mean of a float node."""
     if x.dtype == "float16":
         return elementwise.cast(var_node(elementwise.cast(x, "float32"), axes, keepdims), "float16")
-    return mean_node(elementwise.square(x - mean_node(x, axes, True)), axes, keepdims)
+    if not axes:
+        return elementwise.square(x - x)
+    return reduce.reduce(reduce.VARIANCE, x, axes, keepdims)
 
 
 def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:

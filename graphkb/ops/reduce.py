@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from graphkb.ir.node import Node, make
 from graphkb.ir.op import Op, define, not_differentiable
 from graphkb.ir.types import BOOL, DTYPES, NUMBERS, TensorType
 from graphkb.ops import leaf, shape
-from graphkb.ops.elementwise import accumulate, cast, const_like, equal, select
+from graphkb.ops.elementwise import accumulate, cast, const_like, equal, select, square
 
 Axes = tuple[int, ...]
 
@@ -113,6 +114,30 @@ ANY = _reduce_op(
 ALL = _reduce_op(
     "all", lambda x, axes, keepdims: np.asarray(x.all(axis=axes, keepdims=keepdims)), not_differentiable, BOOL
 )
+
+
+def _mean(x: Node, axes: Axes) -> Node:
+    return reduce_sum(x, axes, True) / count(x, axes, x.dtype)
+
+
+def _variance_vjp(g: Node, y: Node, x: Node, axes: Axes, keepdims: bool) -> tuple[Node]:
+    """d variance = 2 (x - mean) / n: what the mean would add is zero, since distances from it add up to zero."""
+    slope = shape.reshape(g, reduced_shape(x.shape, axes, True)) * (const_like(2, x) / count(x, axes, x.dtype))
+    return ((x - _mean(x, axes)) * slope,)
+
+
+def _numpy_variance(x: Array, axes: Axes, keepdims: bool) -> Array:
+    n = x.dtype.type(math.prod([x.shape[a] for a in axes]))
+    distance = x - accumulate(np.sum, x, axis=axes, keepdims=True) / n
+    return np.asarray(accumulate(np.sum, distance * distance, axis=axes, keepdims=keepdims) / n)
+
+
+VARIANCE = _reduce_op("variance", _numpy_variance, _variance_vjp, ("float32", "float64"))
+
+
+def mean_squared_distance(x: Node, axes: Axes, keepdims: bool) -> Node:
+    """The variance, spelled out."""
+    return reduce_sum(square(x - _mean(x, axes)), axes, keepdims) / count(x, axes, x.dtype)
 
 
 def _infer_arg(name: str) -> Callable[[TensorType, int], TensorType]:
