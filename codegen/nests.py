@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphkb.codegen.blocks import reduce_in_blocks
 from graphkb.codegen.extrema import schedule_position
 from graphkb.codegen.gemm import Gemm, match_gemm
 from graphkb.codegen.loops import POSITIONS, Affine, Buffer, Combine, Stmt, Store, Var
+from graphkb.codegen.padding import Region, regions
 from graphkb.codegen.reading import Reader, along
 from graphkb.codegen.schedule import collapse, runs_along_kept, schedule_map
 from graphkb.codegen.sweeps import suits_sweeps
@@ -28,8 +30,27 @@ class Nest:
 
 
 def lower_nest(nest: Nest, named: dict[Node, Buffer], out: Buffer, target: Target) -> list[Stmt]:
-    """A nest as statements."""
-    kept, reduced, store, combine = read_nest(nest, named, out)
+    """A nest as statements; where windows read padding, what they read of it is told apart from the rest."""
+    statements: list[Stmt] = []
+    variables: dict[tuple[int, Dim], Var] = {}
+    for begins, sizes in _regions(nest.root, named):
+        for axis, (begin, n) in enumerate(zip(begins, sizes)):
+            variables.setdefault((axis, begin), Var(f"i{axis}", n))
+        axes = [variables[key] for key in enumerate(begins)]
+        statements += _lower(*read_nest(nest, named, out, axes, begins), target)
+    return statements
+
+
+def _regions(root: Node, named: dict[Node, Buffer]) -> list[Region]:
+    """The parts of a node between which it matters whether padding is read; mostly one."""
+    axes = [Var(f"i{axis}", n) for axis, n in enumerate(root.shape)]
+    reader = Reader(named)
+    reader.read(root, tuple(map(along, axes)))
+    return regions(axes, reader.edges)
+
+
+def _lower(kept: list[Var], reduced: list[Var], store: Store, combine: Combine | None, target: Target) -> list[Stmt]:
+    """The loops of one part."""
     if combine is None:
         return schedule_map(kept, [store], target)
     if combine.accumulator.op in POSITIONS:
@@ -49,12 +70,21 @@ def lower_product(
     return matrix or reduce_in_blocks(kept, reduced, [combine], [], [store], target)
 
 
-def read_nest(nest: Nest, named: dict[Node, Buffer], out: Buffer) -> tuple[list[Var], list[Var], Store, Combine | None]:
-    """The loops over the result and over what is summed, and what they store and combine, merged where possible."""
+def read_nest(
+    nest: Nest, named: dict[Node, Buffer], out: Buffer, axes: Sequence[Var] = (), begins: Sequence[Dim] = ()
+) -> tuple[list[Var], list[Var], Store, Combine | None]:
+    """The loops over the result and over what is summed, and what they store and combine, merged where possible.
+
+    Args:
+        nest, named, out: what is computed, from what, and into what.
+        axes: the loops over the axes of the result, where only a part of it is computed.
+        begins: where that part begins along each axis.
+    """
     root = nest.root
     reader = Reader(named)
-    axes = [Var(f"i{axis}", n) for axis, n in enumerate(root.shape)]
-    index = tuple(map(along, axes))
+    if not axes:
+        axes, begins = [Var(f"i{axis}", n) for axis, n in enumerate(root.shape)], [0] * root.ndim
+    index = tuple([along(v).shifted(begin) for v, begin in zip(axes, begins)])
     value = reader.read(root, index)
     place = nest.offset
     for i, step in zip(index, nest.steps):

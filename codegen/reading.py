@@ -20,6 +20,7 @@ from graphkb.codegen.loops import (
     Var,
     affine,
 )
+from graphkb.codegen.padding import Edge, is_inside, padded_load
 from graphkb.ir.dims import Dim, Shape
 from graphkb.ir.node import Node
 
@@ -66,6 +67,8 @@ class Reader:
         # Where a kernel has several reductions, all of them run along these variables.
         self.reduced = reduced
         self.reductions: list[Reduction] = []
+        # Where elements of padding may be read: positions along an axis, and how many elements that has.
+        self.edges: list[Edge] = []
         self._known: dict[tuple[Node, tuple[Affine, ...]], LoopExpr] = {}
         self._loads: dict[tuple[Buffer, Affine], Load] = {}
 
@@ -110,6 +113,8 @@ class Reader:
                 return self.read(node.inputs[0], moved)
             case "stop_gradient" | "guard":
                 return self.read(node.inputs[0], index)
+            case "pad" | "pad_value":
+                return self._padded(node, index)
             case "gather":
                 return self._gather(node, index)
             case name if name in REDUCTIONS:
@@ -125,6 +130,26 @@ class Reader:
                 return Apply(name, args, node.dtype)
             case name:
                 raise AssertionError(f"{name} can not stand inside a fused kernel")
+
+    def _padded(self, node: Node, index: tuple[Affine, ...]) -> LoopExpr:
+        """An element of what lies in memory, or of the padding around it."""
+        (x,) = node.inputs
+        place = tuple([i.shifted(-start) for i, start in zip(index, node.attrs["starts"])])
+        fill = Const(node.attrs.get("value", False if node.dtype == "bool" else 0), node.dtype)
+        edges: dict[int, Edge] = {}
+        for axis, (n, total) in enumerate(zip(x.shape, node.shape)):
+            if n == total:
+                continue
+            assert isinstance(n, int), "padding of unknown sizes is copied"
+            inside = is_inside((place[axis], n))
+            if inside is False:
+                return fill
+            if inside is None:
+                edges[axis] = place[axis], n
+        if not edges:
+            return self.read(x, place)
+        self.edges += edges.values()
+        return padded_load(lambda at: self.load(x, at), place, edges, strides(x.shape), fill)
 
     def _gather(self, node: Node, index: tuple[Affine, ...]) -> LoopExpr:
         x, indices = node.inputs

@@ -13,23 +13,38 @@ from graphkb.codegen.loops import (
     Combine,
     Const,
     For,
+    IndexValue,
     Load,
+    Lookup,
     LoopExpr,
     Reduce,
     Result,
+    SizeValue,
     Stmt,
     Store,
     Var,
     affine,
     expressions,
 )
-from graphkb.codegen.schedule import OPERATIONS, SHORT, nest, substitute, vector_length, with_result, work_of
+from graphkb.codegen.padding import apply, lookup
+from graphkb.codegen.schedule import (
+    OPERATIONS,
+    SHORT,
+    nest,
+    substitute,
+    varying,
+    vector_length,
+    with_result,
+    work_of,
+)
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim
 
 # The most taps that are written out, the most results at a time, and the most operations that one round then has; of
 # longer windows the outer axes are loops, through which each result keeps its sum in a register.
 _TAPS, _RESULTS, _UNROLLED = 32, 4, 160
+# The most vectors that results at a time read in one round, of which some wait in registers: a few more than those.
+_SHARED = 40
 
 
 def schedule_window(
@@ -43,21 +58,23 @@ def schedule_window(
     narrow = isinstance(column.extent, int) and 2 * column.extent <= target.lanes(store.buffer.dtype)
     if narrow or combine.accumulator.op not in OPERATIONS or store.index.factor(column) != 1:
         return None
-    loads = []
-    for expr in expressions([combine]):
-        if isinstance(expr, Load) and expr.index.factor(column) in (0, 1):
-            loads.append(expr)
-        elif not isinstance(expr, Apply | Const):
-            return None
-    one = work_of([combine]).cost + 1
+    loads = _loads(combine, column)
+    if loads is None:
+        return None
+    plain = all(isinstance(load, Load) for load in loads)
+    # What meets padding is little.
+    count = _RESULTS if plain and len(kept) > 1 and _overlap(kept[-2], reduced, loads) else 1
     looped, written = list[Var](), list(reduced)
-    while written and (_count(written) > _TAPS or _count(written) * one > _UNROLLED):
+    while written and (_count(written) > _TAPS or _cost(written, combine, plain) > _UNROLLED):
         looped.append(written.pop(0))
-    cost = _count(written) * one
+    while count > 1 and len(written) > 1 and _shared(written, combine, kept[-2], count) > _most_shared(target):
+        looped.append(written.pop(0))
+    cost = _cost(written, combine, plain)
     if not loads or _count(written) < 2:
         return None
-    lanes = vector_length([combine, store], column.extent, target, lambda _: 1)
-    count = _RESULTS if len(kept) > 1 and _overlap(kept[-2], reduced, loads) else 1
+    # Positions of what may be padding are scalars.
+    work: list[Stmt] = [combine, store] if plain else [store]
+    lanes = vector_length(work, column.extent, target, lambda _: 1)
     while count > 1 and count * cost > _UNROLLED:
         count //= 2
 
@@ -87,7 +104,49 @@ def schedule_window(
     return list(nest(kept[:-2], tuple(parts)))
 
 
-def _overlap(across: Var, reduced: Sequence[Var], loads: Sequence[Load]) -> bool:
+def _loads(combine: Combine, column: Var) -> list[Load | Lookup] | None:
+    """What a round reads; None where a vector along a column would not read neighbors or one element."""
+    loads: list[Load | Lookup] = []
+    uneven = varying([combine], column)
+    for expr in expressions([combine]):
+        match expr:
+            case Load(index=index) | Lookup(index=index) if index.factor(column) in (0, 1):
+                loads.append(expr)
+            case Apply() | Const() | SizeValue():
+                continue
+            case IndexValue() if expr not in uneven:
+                continue
+            case _:
+                return None
+        if isinstance(expr, Lookup) and expr.position in uneven:
+            return None
+    return loads
+
+
+def _cost(written: Sequence[Var], combine: Combine, plain: bool) -> int:
+    """The operations of a round whose taps are written out."""
+    if plain:
+        return _count(written) * (work_of([combine]).cost + 1)
+    # Once taps are known, little is left of the questions whether they meet padding.
+    known: dict[Hashable, LoopExpr] = {}
+    value = _written_out(written, combine, {}, known)
+    return work_of([Combine(combine.accumulator, value)]).cost
+
+
+def _shared(written: Sequence[Var], combine: Combine, across: Var, count: int) -> int:
+    """How many elements some neighboring results read in one round."""
+    known: dict[Hashable, LoopExpr] = {}
+    for i in range(count):
+        _written_out(written, combine, {across: affine(across, count).shifted(i)}, known)
+    return sum(isinstance(expr, Load) for expr in known.values())
+
+
+def _most_shared(target: Target) -> int:
+    """How many vectors the results of one round may share: more would not stay in registers."""
+    return _SHARED if target.is_avx512 or not target.triple.startswith("x86") else _SHARED // 2
+
+
+def _overlap(across: Var, reduced: Sequence[Var], loads: Sequence[Load | Lookup]) -> bool:
     """Whether neighboring results along a loop read the same elements."""
     for load in loads:
         step = load.index.factor(across)
@@ -140,9 +199,16 @@ def _value(combine: Combine, at: dict[Var, Affine], known: dict[Hashable, LoopEx
             case Load(buffer=buffer, index=index):
                 place = index.substituted(at)
                 new[expr] = known.setdefault((buffer, place), Load(buffer, place))
+            case IndexValue(index=index, dtype=dtype):
+                place = index.substituted(at)
+                new[expr] = known.setdefault((dtype, place), IndexValue(place, dtype))
+            case Lookup(buffer=buffer, index=index, step=step, position=position):
+                found = lookup(buffer, index.substituted(at), step, new[position])
+                key = (buffer, found.index, step, found.position if isinstance(found, Lookup) else None)
+                new[expr] = known.setdefault(key, found)
             case Apply(op=op, args=args, dtype=dtype):
                 inner = tuple([new[a] for a in args])
-                new[expr] = known.setdefault((op, inner, dtype), Apply(op, inner, dtype))
+                new[expr] = known.setdefault((op, inner, dtype), apply(op, inner, dtype))
             case _:
                 new[expr] = expr
     return new[combine.value]

@@ -48,6 +48,8 @@ INDIRECT = {"gather", "guard"}
 LONGEST_ROW = 65536
 # From so many channels on a convolution stores them side by side, whatever order the next kernel wants.
 MANY_COLUMNS = 16
+# Windows are read through padding; so are those of convolutions with a group for each few channels.
+PADS = {"pad", "pad_value"}
 # Leaves without memory of their own, which kernels compute.
 INLINE_LEAVES = {"size", "iota", "positions"}
 
@@ -133,6 +135,21 @@ def must_stand(node: Node, user: Node) -> bool:
     return (user.op.name == "gather" and node is user.inputs[0]) or (user.op.name == "guard" and node is user.inputs[1])
 
 
+def _slides(user: Node, node: Node) -> bool:
+    """Whether a node is what windows of another slide over, which then reads it element by element."""
+    if user.op.name == "conv":
+        return node is user.inputs[0] and node is not user.inputs[1] and user.ndim > len(user.attrs["strides"]) + 2
+    return user.op.name in ("window_sum", "window_max")
+
+
+def _is_around(pad: Node) -> bool:
+    """Whether padding stands around elements that are neighbors, in numbers that are known."""
+    x = pad.inputs[0]
+    padded = [(n, start, total) for n, start, total in zip(x.shape, pad.attrs["starts"], pad.shape) if n != total]
+    known = all(isinstance(size, int) for sizes in padded for size in sizes)
+    return known and all(n > 0 for n, _, _ in padded) and all(s == 1 for s in pad.attrs.get("steps", ()))
+
+
 def _keeps_neighbors(view: Node, user: Node) -> bool:
     """Whether what lies side by side before a transpose is still rows, columns or channels of a convolution."""
     axis: int = view.attrs["axes"].index(view.ndim - 1)
@@ -184,19 +201,23 @@ class _Groups:
         # The kernel that a stored node begins, and the kernels that each node is computed in.
         self.stored: dict[Node, _Group | None] = {}
         self.member: dict[Node, list[_Group]] = {}
-        # Views of memory that products read through.
+        # Views of memory that products read through, and padding that windows do.
         self.views: set[Node] = set()
+        self.edges: set[Node] = set()
         for node in reversed(graph.nodes):
             if node.op.kind != "leaf":
                 self._place(node)
 
     def _place(self, node: Node) -> None:
         groups: list[_Group] = []
-        stored = node in self.roots or not is_native(node) or node.op.name in SCATTERED
-        if not stored and self._is_operand_view(node):
+        stored = node in self.roots or not is_native(node)
+        if not stored and self._is_read_through(node):
+            self.edges.add(node)
+        elif not stored and self._is_operand_view(node):
             self.views.add(node)
         else:
-            stored = stored or any(must_stand(node, user) or user in self.views for user in self.users[node])
+            stored = stored or node.op.name in SCATTERED
+            stored = stored or any(self._must_stand(node, user) for user in self.users[node])
         for user in self.users[node]:
             if stored:
                 break
@@ -219,6 +240,22 @@ class _Groups:
         group.axes[node] = result_axes(node)
         if is_core(node):
             self._begin_core(node, group)
+
+    def _must_stand(self, node: Node, user: Node) -> bool:
+        """Whether a user, perhaps a view that others read through, needs its operand in memory."""
+        return must_stand(node, user) or user in self.views or user in self.edges
+
+    def _is_read_through(self, node: Node) -> bool:
+        """Whether windows read padding, or its elements in another shape, without a copy."""
+        users = self.users[node]
+        if node in self.roots or not users:
+            return False
+        if node.op.name == "reshape":
+            x = node.inputs[0]
+            return x.op.name in PADS and is_squeeze(node) and _is_around(x) and all(_slides(u, node) for u in users)
+        if node.op.name not in PADS or not _is_around(node) or is_inline_leaf(node.inputs[0]):
+            return False
+        return all(user in self.edges or _slides(user, node) for user in users)
 
     def _is_operand_view(self, node: Node) -> bool:
         """Whether products read memory through a view as well as they would read a copy."""

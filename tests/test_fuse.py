@@ -144,6 +144,19 @@ def test_windows_take_in_cheap_work_and_what_follows() -> None:
     ]
 
 
+def test_windows_read_through_padding_of_known_sizes() -> None:
+    x, w = x_(1, 6, 6, 16), x_(3, 3, 16, 1, 1, name="w")
+    padded = shape.pad(e.exp(x), (0, 1, 1, 0), (1, 1, 1, 1), (1, 8, 8, 16))
+    grouped = conv.conv(shape.expand_dims(padded, 4), w, (1, 1), (1, 1))
+    assert kernels(grouped) == [["exp"], ["pad", "reshape", "conv"]]
+    pooled = window.window_max(padded, (1, 3, 3, 1), (1, 2, 2, 1))
+    assert kernels(pooled) == [["exp"], ["pad", "window_max"]]
+    # Elements that lie apart, and what others read too, are copied.
+    apart = shape.pad(x, (0, 1, 1, 0), (1, 2, 2, 1), (1, 13, 13, 16))
+    assert kernels(window.window_max(apart, (1, 3, 3, 1), (1, 2, 2, 1))) == [["pad"], ["window_max"]]
+    assert ["exp", "pad"] in kernels(pooled, padded * 2)
+
+
 def test_a_residual_stands_in_memory() -> None:
     x, w = x_(5, 5), x_(5, 5, name="w")
     h = e.tanh(x)

@@ -21,7 +21,7 @@ from graphkb.ops import elementwise as e
 from graphkb.ops import shape
 from graphkb.ops.conv import conv, conv_transpose
 from graphkb.ops.leaf import placeholder
-from graphkb.ops.window import window_max, window_sum
+from graphkb.ops.window import pad_lowest, window_max, window_sum
 from graphkb.passes.simplify import Simplify
 from graphkb.runtime.interpreter import Program
 
@@ -215,6 +215,40 @@ def test_windows_and_groups_of_one_channel_in_vectors(target: Target) -> None:
         outputs.append(window_sum(e.tanh(x), (1, *window, 1), (1, *strides, 1)))
     feeds = [rng.uniform(-1, 1, n.shape).astype(np.float32) for n in inputs]
     expected = Program(Graph(tuple(inputs), tuple(outputs))).run(feeds)
+    compiled = build(inputs, outputs, target)
+    for at_end in (True, False):
+        for got, right in zip(compiled(feeds, at_end), expected):
+            np.testing.assert_allclose(got, right, atol=1e-5)
+
+
+@all_targets
+def test_windows_read_padding_without_a_copy(target: Target) -> None:
+    """Each part of a result asks for padding only where it may meet some; infinite weights meet its zeros."""
+    rng = np.random.default_rng(6)
+    inputs: list[Node] = []
+    outputs: list[Node] = []
+    for places, channels, window, strides, before, behind in (
+        ((9, 10), 17, (3, 3), (1, 1), (1, 1), (1, 1)),
+        ((7, 9), 32, (3, 2), (2, 2), (0, 1), (1, 0)),
+        ((6, 8), 16, (5, 5), (1, 1), (2, 2), (2, 2)),
+        ((2, 1), 40, (5, 4), (1, 2), (3, 2), (4, 5)),
+        ((11, 4), 33, (7, 7), (1, 1), (3, 3), (3, 3)),
+        ((5, 6), 3, (3, 3), (2, 1), (1, 1), (1, 1)),
+        ((4, 4), 16, (2, 2), (1, 1), (0, 5), (4, 0)),
+    ):
+        x = placeholder((2, *places, channels), "float32", "x")
+        kernel = placeholder((*window, channels, 1, 2), "float32", "k")
+        inputs += [x, kernel]
+        starts = (0, *before, 0)
+        sizes = (2, *[a + n + b for a, n, b in zip(before, places, behind)], channels)
+        padded = shape.pad(e.tanh(x), starts, (1,) * 4, sizes)
+        outputs.append(e.relu(conv(shape.expand_dims(padded, 4), kernel, strides, (1, 1))))
+        outputs.append(window_max(pad_lowest(x, starts, sizes), (1, *window, 1), (1, *strides, 1)))
+        outputs.append(window_sum(shape.pad(x, starts, (1,) * 4, sizes), (1, *window, 1), (1, *strides, 1)) * 2.0)
+    feeds = [rng.uniform(-1, 1, n.shape).astype(np.float32) for n in inputs]
+    feeds[1][0, 0], feeds[1][2, 1, 3] = np.inf, np.nan
+    with np.errstate(invalid="ignore"):
+        expected = Program(Graph(tuple(inputs), tuple(outputs))).run(feeds)
     compiled = build(inputs, outputs, target)
     for at_end in (True, False):
         for got, right in zip(compiled(feeds, at_end), expected):
