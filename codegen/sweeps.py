@@ -28,7 +28,7 @@ from graphkb.codegen.target import Target
 from graphkb.ir.types import NUMPY_DTYPE
 
 # Operands of more bytes than this come from beyond the caches of a core, where the order of reading decides.
-_FAR = 1 << 19
+FAR = 1 << 19
 # Rows that are combined before the results so far are touched, at most (a power of two), and the cost of a value up
 # to which that pays.
 _ROWS = 4
@@ -59,7 +59,7 @@ def suits_sweeps(
     if any(isinstance(s.buffer.size, int) and prod(extents) > s.buffer.size for s in streams):
         return False
     size = prod(extents) * max(NUMPY_DTYPE[s.dtype].itemsize for s in streams)
-    return size > _FAR or (size > _NEAR and size >= _PAGE * prod(rows))
+    return size > FAR or (size > _NEAR and size >= _PAGE * prod(rows))
 
 
 def schedule_sweeps(
@@ -132,7 +132,7 @@ def _streams(rounds: Sequence[Combine | Store], column: Var, row: Var) -> list[L
 def _is_near(stream: Load) -> bool:
     """Whether an operand stays in the second cache."""
     size = stream.buffer.size
-    return isinstance(size, int) and size * NUMPY_DTYPE[stream.dtype].itemsize <= _FAR
+    return isinstance(size, int) and size * NUMPY_DTYPE[stream.dtype].itemsize <= FAR
 
 
 def _rows_together(rounds: Sequence[Combine | Store], full: Sequence[Store], streams: Sequence[Load], row: Var) -> int:
@@ -193,4 +193,4 @@ def _with_results(once: Sequence[Store], held: dict[Accumulator, Load]) -> list[
     return [s for s in statements if isinstance(s, Store)]
 
 
-__all__ = ["schedule_sweeps", "suits_sweeps"]
+__all__ = ["FAR", "schedule_sweeps", "suits_sweeps"]

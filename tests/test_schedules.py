@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from graphkb import backend as K
+from graphkb.backend import Tensor
+from graphkb.ops.reduce import cumsum
 from graphkb.runtime.options import options
 
 pytest.importorskip("llvmlite")
@@ -124,3 +126,18 @@ def test_sweeps_add_negative_zeros_up_to_zero() -> None:
     x = K.placeholder((600, 512))
     (total,) = K.function([x], [K.sum(x, axis=0)])([np.full((600, 512), -0.0, "float32")])
     assert not np.signbit(total).any()
+
+
+@pytest.mark.parametrize("shape", [(200, 1500), (3, 90, 1024), (130, 2051)])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_large_running_sums_across_memory(shape: tuple[int, ...], dtype: str, exclusive: bool) -> None:
+    values = np.random.default_rng(6).integers(-3, 4, shape).astype(dtype)
+    values[..., 0, 0] = -0.0
+    x = K.placeholder(shape, dtype=dtype)
+    with options(mode="native"):
+        (result,) = K.function([x], [Tensor(cumsum(x.node, len(shape) - 2, exclusive, reverse=True))])([values])
+    expected = np.flip(np.cumsum(np.flip(values, -2), axis=-2, dtype=dtype), -2)
+    if exclusive:
+        expected = np.concatenate([expected[..., 1:, :], np.zeros_like(expected[..., :1, :])], -2)
+    np.testing.assert_array_equal(result, expected)
