@@ -9,9 +9,10 @@ from typing import TypeAlias
 
 from graphkb.codegen.builder import Builder, Value, type_of
 from graphkb.codegen.calls import Call, Place, Writer, stop_if
-from graphkb.codegen.control_calls import BranchCall, LoopCall
+from graphkb.codegen.control_calls import BranchCall
 from graphkb.codegen.emit import Sizes
 from graphkb.codegen.kernels import Kernels
+from graphkb.codegen.loop_calls import LoopCall
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Symbol
 from graphkb.ir.graph import Graph, bodies, graph_symbols

@@ -24,6 +24,14 @@ class Watch:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
+        self._several = False
+
+    @contextmanager
+    def several(self) -> Iterator[None]:
+        """What is written inside may run on several threads at once."""
+        before, self._several = self._several, True
+        yield
+        self._several = before
 
     @contextmanager
     def around(self, b: Builder, name: str, call: object) -> Iterator[None]:
@@ -35,7 +43,10 @@ class Watch:
         memory = Value(_MEMORY, "ptr", 1)
         for word, more in enumerate((b.isub(_now(b), start), b.const(1, "int64"))):
             at = b.gep(memory, 2 * slot + word, "int64")
-            b.store(b.iadd(b.load(at, "int64"), more), at)
+            if self._several:
+                b.fresh(f"atomicrmw add ptr {at.name}, i64 {more.name} monotonic", "int64")
+            else:
+                b.store(b.iadd(b.load(at, "int64"), more), at)
 
     def finish(self, b: Builder) -> None:
         """Append the words, and the functions that tell where they are and what time it is."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
 from typing import ClassVar
 
 from graphkb.ir.dims import Dim, product
@@ -14,6 +16,7 @@ from graphkb.ir.types import TupleType
 from graphkb.ops.control import ITEM, SCAN, is_control, item
 from graphkb.ops.leaf import placeholder
 from graphkb.ops.shape import broadcast_to, transpose
+from graphkb.passes.share_batch import share_batch
 from graphkb.passes.stack_steps import Value, can_stack, stack_step
 
 # What costs this much an element is not computed again by every step if it never changes.
@@ -29,17 +32,20 @@ class HoistProducts:
     """Compute outside of a loop what its steps do not need one after the other.
 
     - The product of a slice and a constant becomes one product of the whole sequence, before the loop, with the
-      element-wise work before and behind it.
+      element-wise work before and behind it; unless threads share the batch, each of whose parts has rows enough: then
+      the matrix stays in the cache, and the product of the sequence need not go through memory.
     - What depends on constants alone is computed once; so is a copy of a matrix in the order in which the steps'
       products read it.
     - A stack that no state depends on is one value for all steps: of stacks that exist, or behind the loop.
 
     Args:
         many_rows: how many rows a product must have to be as fast within a step.
+        enough_rows: the same for a product of the samples that one thread takes.
         most_bytes: how large a value may become that all steps share.
     """
 
     many_rows: int = 128
+    enough_rows: int = 4
     most_bytes: int = 1 << 28
     name: ClassVar[str] = "hoist_products"
 
@@ -191,7 +197,17 @@ class _Loop:
         operand = node.inputs["xy".index(side)]
         taken = {*node.attrs[f"batch_{side}"], *node.attrs[f"contract_{side}"]}
         rows = product([n for axis, n in enumerate(operand.shape) if axis not in taken])
-        return not (isinstance(rows, int) and rows >= self.settings.many_rows)
+        if not isinstance(rows, int):
+            return True
+        return rows < self.settings.many_rows and rows * self._share < self.settings.enough_rows
+
+    @cached_property
+    def _share(self) -> Fraction:
+        """The part of the batch that one thread takes for the whole loop; 0 where threads do not share it."""
+        parts = share_batch(self.body, self.states, self.sequences, self.length)
+        if not parts:
+            return Fraction(0)
+        return Fraction(parts[-1].samples, self.body.inputs[0].shape[0])
 
     def _is_costly(self, node: Node) -> bool:
         """Whether a value that never changes had better be computed once."""
