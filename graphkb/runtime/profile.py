@@ -8,7 +8,7 @@ import re
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ class ProfileStep:
     Attributes:
         name: the kernel's name, or the node's op; within a loop or a branch, behind theirs.
         native: whether it is machine code.
-        seconds: in one call of the function, over all of its own calls; a loop's hold those of its body.
+        seconds: in one call of the function, over all of its own calls; a loop's hold those of its body, where what
+            several threads do side by side counts once.
         calls: how often it runs in one call of the function.
         flops: estimated operations in one call of the function, as `Report` counts them.
         bytes: estimated bytes that are read and written, each operand once.
@@ -213,6 +214,7 @@ def _profile_native(
     plan: NativePlan, inputs: Sequence[Array], options: Options
 ) -> tuple[float, int, list[ProfileStep]]:
     from graphkb.codegen.calls import Call
+    from graphkb.codegen.loop_calls import LoopCall
     from graphkb.codegen.timing import NOW_SYMBOL, TICKS_SYMBOL
     from graphkb.runtime.native_call import NativeEntry, run_context
 
@@ -238,7 +240,8 @@ def _profile_native(
     fast = _fastest(walls)
     means = np.mean(np.array(ticks)[fast, :, 0], axis=0) * scale
     calls = ticks[-1][:, 1]
-    steps = []
+    steps: list[tuple[tuple[int, ...], ProfileStep]] = []
+    shared: list[tuple[int, ...]] = []
     for (name, call), seconds, often in zip(watch.calls, means, calls):
         path = tuple([int(number) for number in _PLACES.findall(name)])
         if isinstance(call, Call):
@@ -252,11 +255,25 @@ def _profile_native(
         depth = len(path) // 2  # step 3 is (3,), in its body 0 step 1 is (3, 0, 1)
         step = ProfileStep(label, True, float(seconds), int(often), flops, nbytes, depth, shown, lines)
         steps.append((path, step))
+        if isinstance(call, LoopCall) and call.parts:
+            shared.append(path)
+    for path in shared:
+        _count_once(path, steps)
     return (
         statistics.mean([walls[i] for i in fast]),
         len(walls),
         [step for _, step in sorted(steps, key=lambda pair: pair[0])],
     )
+
+
+def _count_once(path: tuple[int, ...], steps: list[tuple[tuple[int, ...], ProfileStep]]) -> None:
+    """Let the steps of a loop whose parts ran side by side sum up to no more time than the loop took."""
+    inside = [i for i, (place, _) in enumerate(steps) if place[: len(path)] == path and place != path]
+    spent = sum(steps[i][1].seconds for i in inside)
+    (whole,) = [step.seconds for place, step in steps if place == path]
+    for i in inside if spent > whole else ():
+        place, step = steps[i]
+        steps[i] = place, replace(step, seconds=step.seconds * whole / spent)
 
 
 def _fused(result: Node) -> Node:
