@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # What a call's memory holds for each result: the item of the graph that takes it, None where nobody does.
 Items = tuple[Node | None, ...]
+# Makes the program of a body, told whether that runs so often that threads are awake.
+Plan = Callable[[Graph, bool], "Program"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,11 +119,14 @@ class BranchCall(ControlCall):
     """A cond: the first operand decides which body fills the results."""
 
     @staticmethod
-    def make(node: Node, operands: tuple[Node, ...], items: Items, plan: Callable[[Graph], Program]) -> BranchCall:
-        """The call for a fused cond; arguments as those of `LoopCall.make`."""
+    def make(
+        node: Node, operands: tuple[Node, ...], items: Items, plan: Callable[[Graph, bool], Program]
+    ) -> BranchCall:
+        """The call for a fused cond."""
         taken = [i for i, item in enumerate(items) if item is not None]
         sides: list[Graph] = [node.attrs["then"], node.attrs["other"]]
-        programs = [plan(replace(side, outputs=tuple([side.outputs[i] for i in taken]), _order=None)) for side in sides]
+        cut = [replace(side, outputs=tuple([side.outputs[i] for i in taken]), _order=None) for side in sides]
+        programs = [plan(side, False) for side in cut]
         return BranchCall(node, operands, items, tuple(programs))
 
     @property

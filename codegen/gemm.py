@@ -171,6 +171,10 @@ class Gemm(Product):
         """The same kernel under another name."""
         return replace(self, nest=replace(self.nest, name=name))
 
+    def shared_while_awake(self) -> Gemm:
+        """The same kernel for threads that are awake already, which pays for less work."""
+        return _shared_out(self, awake=True)
+
     def emit(self, b: Builder) -> None:
         """Append the kernel's function to a module."""
         from graphkb.codegen.gemm_emit import emit_gemm
@@ -250,11 +254,16 @@ def match_gemm(
         body = (For(var, body),)
     nest = Kernel(name, buffers, body, origins)
     given = {f.name: getattr(product, f.name) for f in fields(Product)}
-    parts = share_out(product, outer, tiling, keeps=False)
-    trial = Gemm(**given, nest=nest, outer=outer, tiling=tiling, parts=parts)
-    if not trial.keeps:
-        return trial
-    return replace(trial, parts=share_out(product, outer, tiling, keeps=True))
+    return _shared_out(Gemm(**given, nest=nest, outer=outer, tiling=tiling, parts=Parts("", 1, 1, 0)))
+
+
+def _shared_out(kernel: Gemm, awake: bool = False) -> Gemm:
+    """The kernel with its work shared out."""
+
+    def trial(keeps: bool) -> Gemm:
+        return replace(kernel, parts=share_out(kernel, kernel.outer, kernel.tiling, keeps, awake))
+
+    return trial(True) if trial(False).keeps else trial(False)
 
 
 def _product(

@@ -14,6 +14,8 @@ from graphkb.ir.types import NUMPY_DTYPE
 
 # Nanoseconds of work below which a product stays on one thread, and that a part should have at least.
 _SMALL, _GRAIN = 12_000, 5_000
+# The same where threads are awake, as they have just run the step before.
+_SMALL_AWAKE, _GRAIN_AWAKE = 4_000, 1_500
 # What one thread does in a nanosecond: multiply-adds, and bytes of B read.
 _SPEED, _BANDWIDTH = 50, 50
 # Whole matrices are shared out if there are so many, or if one takes no longer than this.
@@ -37,12 +39,14 @@ class Parts:
         units: how many pieces there are; results do not depend on which thread takes which.
         group: consecutive units that share working memory.
         nanoseconds: what one unit takes, about.
+        awake: whether threads have just run something else.
     """
 
     axis: Literal["", "outer", "columns", "rows"]
     units: Dim
     group: Dim
     nanoseconds: Dim
+    awake: bool = False
 
     @property
     def slots(self) -> Dim:
@@ -52,25 +56,26 @@ class Parts:
     @property
     def grain(self) -> Dim:
         """How many groups one part should have at least."""
-        each = self.nanoseconds * self.group
+        each, least = self.nanoseconds * self.group, _GRAIN_AWAKE if self.awake else _GRAIN
         if isinstance(each, int):
-            return max(1, _GRAIN // max(1, each))
-        return maximum(1, _GRAIN // maximum(1, each))
+            return max(1, least // max(1, each))
+        return maximum(1, least // maximum(1, each))
 
 
-def share_out(p: Product, outer: Sequence[Var], t: Tiling, keeps: bool) -> Parts:
+def share_out(p: Product, outer: Sequence[Var], t: Tiling, keeps: bool, awake: bool = False) -> Parts:
     """The way to share out a product.
 
     Args:
         p, outer, t: the product, its further axes, and how it is cut into tiles.
         keeps: whether units write memory besides the result.
+        awake: whether threads have just run something else.
     """
     m, n, k = p.m.extent, p.n.extent, product_of([p.depth, *[v.extent for v in p.segments]])
     count: Dim = product_of([v.extent for v in outer])
     many = _guess(count)
     tiles, panels = _ceil(m, t.rows), _ceil(n, t.width)
     matrix = _guess(_nanoseconds(p, _guess(m), _guess(n), _guess(k)))
-    if many * matrix < _SMALL:
+    if many * matrix < (_SMALL_AWAKE if awake else _SMALL):
         return Parts("", 1, 1, 0)
     axis: Literal["outer", "columns", "rows"]
     if many >= _MANY or (many > 1 and matrix < _SHORT):
@@ -82,7 +87,7 @@ def share_out(p: Product, outer: Sequence[Var], t: Tiling, keeps: bool) -> Parts
     group: Dim = _ceil(units, _MOST_GROUPS) if keeps else 1
     if axis == "rows" and t.pack_b:
         group = maximum(group, -(-_ROWS_PER_COPY // t.rows))
-    return Parts(axis, units, group, each)
+    return Parts(axis, units, group, each, awake)
 
 
 def _nanoseconds(p: Product, m: Dim, n: Dim, k: Dim) -> Dim:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from graphkb.codegen.builder import Builder
+from graphkb.codegen.gemm import Gemm
 from graphkb.codegen.loops import Affine, Buffer, For, Kernel, Load, NativeKernel, Store, Var, affine
 from graphkb.codegen.lower import lower
 from graphkb.codegen.parallel import parallelize
@@ -23,13 +24,20 @@ class Kernels:
         self._lowered: dict[Hashable, NativeKernel] = {}
         self._callers: set[str] = set()
 
-    def of(self, node: Node) -> NativeKernel:
-        """The kernel of a fused node, with the function's name that equal kernels share."""
+    def of(self, node: Node, often: bool = False) -> NativeKernel:
+        """The kernel of a fused node, with the function's name that equal kernels share.
+
+        Args:
+            often: whether it runs again and again at once, so that threads are awake when it does.
+        """
         body = node.attrs["body"]
-        key = _structure(body)
+        key = (often, _structure(body))
         kernel = self._lowered.get(key)
         if kernel is None:
-            kernel = self._lowered[key] = self._share(lower(body, _kernel_name(body), self.target))
+            kernel = lower(body, _kernel_name(body), self.target)
+            if often and isinstance(kernel, Gemm):
+                kernel = kernel.shared_while_awake()
+            kernel = self._lowered[key] = self._share(kernel)
         return kernel
 
     def copy(self, type: TensorType) -> NativeKernel:

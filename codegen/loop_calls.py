@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from graphkb.codegen.builder import Builder, Value
 from graphkb.codegen.calls import Place, Writer
-from graphkb.codegen.control_calls import Arguments, ControlCall, Items, indented
+from graphkb.codegen.control_calls import Arguments, ControlCall, Items, Plan, indented
 from graphkb.codegen.emit_values import Sizes
 from graphkb.codegen.loops import NativeKernel
 from graphkb.codegen.threads import parallel_region
@@ -22,7 +22,11 @@ from graphkb.passes.plan_memory import aligned
 from graphkb.passes.share_batch import Parts, share_batch
 
 if TYPE_CHECKING:
-    from graphkb.codegen.program import Program
+    pass
+
+
+# Steps for whose sake threads stay awake.
+_OFTEN = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +53,8 @@ class LoopCall(ControlCall):
     parts: tuple[Parts, ...]
 
     @staticmethod
-    def make(node: Node, operands: tuple[Node, ...], items: Items, plan: Callable[[Graph], Program]) -> LoopCall:
-        """The call for a fused scan.
-
-        Args:
-            plan: makes the program of a body.
-        """
+    def make(node: Node, operands: tuple[Node, ...], items: Items, plan: Plan) -> LoopCall:
+        """The call for a fused scan."""
         body: Graph = node.attrs["body"]
         states = node.attrs["states"]
         taken = [i for i in range(states, len(items)) if items[i] is not None]
@@ -68,9 +68,10 @@ class LoopCall(ControlCall):
         slots += [written.index(i) if i in written else None for i in range(states, len(items))]
         whole = replace(body, outputs=tuple(outputs), _order=None)
         parts = share_batch(whole, states, node.attrs["sequences"], node.attrs["length"])
-        programs = tuple([plan(part.body.body) for part in parts])
+        programs = tuple([plan(part.body.body, False) for part in parts])
         if not parts or any(program.may_stop for program in programs):
-            parts, programs = (), (plan(whole),)
+            length = node.attrs["length"]
+            parts, programs = (), (plan(whole, not isinstance(length, int) or length >= _OFTEN),)
         call = LoopCall(node, operands, items, programs, tuple(slots), trails, (), parts)
         copies = [
             {k: program.kernels.copy(call.state_type(k, place)) for k in range(states) if call.is_copied(k)}

@@ -78,6 +78,7 @@ class Program:
     Attributes:
         graph: the fused graph.
         outer: the unknown sizes that the program around a body is told; None for a program that stands by itself.
+        often: whether it runs again and again at once, so that threads are awake when it does.
         calls: in the order in which they run.
         bound: the variables and constants that the caller hands over, after the inputs.
         places: the memory of every base node.
@@ -89,6 +90,7 @@ class Program:
     graph: Graph
     kernels: Kernels
     outer: tuple[Symbol, ...] | None = None
+    often: bool = False
     calls: list[Step] = field(default_factory=list)
     bound: list[Node] = field(default_factory=list)
     places: dict[Node, Place] = field(default_factory=dict)
@@ -253,7 +255,7 @@ class _Planner:
         """What computes a node; the leaves of bodies become bound like those of the graph."""
         operands = tuple(map(base_of, node.inputs))
         if node.op.kind == "fused":
-            return Call(self.program.kernels.of(node), operands, results_of(node))
+            return Call(self.program.kernels.of(node, self.program.often), operands, results_of(node))
         taken = tuple([item if item in self.present else None for item in items(node)])
         kind = LoopCall if node.op.name == "scan" else BranchCall
         call = kind.make(node, operands, taken, self._body)
@@ -289,9 +291,9 @@ class _Planner:
         flows = [Flow(c.operands, c.results, after.get(number, ())) for number, c in enumerate(calls)]
         return [calls[number] for number in order_steps(flows, sizes)]
 
-    def _body(self, graph: Graph) -> Program:
+    def _body(self, graph: Graph, often: bool) -> Program:
         """The program of a body."""
-        program = Program(graph, self.program.kernels, self.program.symbols)
+        program = Program(graph, self.program.kernels, self.program.symbols, often or self.program.often)
         _Planner(program).run()
         return program
 
