@@ -7,6 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from graphkb.codegen.elf import Image, UnsupportedError
 from graphkb.codegen.target import Target
 
@@ -63,7 +65,10 @@ class Engine:
     pooled = False
 
     def __init__(self, engine: Any, text: str, target: Target, level: int) -> None:
-        self._engine = engine
+        # An array hides it from the garbage collector, which would free the code of functions in a cycle before it
+        # runs the finalizers of other objects there, and those may call the functions.
+        self._engine = np.empty((), object)
+        self._engine[()] = engine
         self.text = text
         self._target = target
         self._level = level
@@ -74,7 +79,7 @@ class Engine:
         Raises:
             KeyError: the module defines no such symbol.
         """
-        address = int(self._engine.get_function_address(symbol))
+        address = int(self._engine[()].get_function_address(symbol))
         if not address:
             raise KeyError(f"engine: no symbol {symbol!r}")
         return address

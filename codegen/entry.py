@@ -10,7 +10,8 @@ address and can be kept on disk:
 `f([x, y])` walks the contexts until one agrees with the count, and with every array's dtype, flags and dims; where
 dims are open, the context's own function judges them and finds the outputs' dims. Then it makes the outputs, large
 ones with memory from the pool, takes the lock and calls `run(args, workspace)`. In every other case, also where `run`
-returns anything but 0, `slow` gets the very same arguments. Whoever holds the interpreter's lock owns the busy words,
+returns anything but 0, `slow` gets the very same arguments. Functions that the interpreter calls directly lead there by
+way of the words named by `Direct`. Whoever holds the interpreter's lock owns the busy words,
 therefore they need no atomics; the state lock is given back before that lock is taken again, therefore it does.
 """
 
@@ -27,6 +28,7 @@ from graphkb.codegen.entry_words import (
     RECORD_WORDS,
     WORD,
     Context,
+    Direct,
     Record,
     Table,
 )
@@ -34,12 +36,13 @@ from graphkb.codegen.lock import LOCK_IR, RELEASE_SYMBOL, TRY_SYMBOL, Lock
 from graphkb.codegen.recycling import FREE_SYMBOL, MALLOC_SYMBOL, POOL_IR
 
 ENTRY_SYMBOL = "graphkb_call"
+DIRECT_SYMBOL = "graphkb_call_directly"
 NOTHING_SYMBOL = "graphkb_run_nothing"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Byte offsets of the fields that the entry reads in Python's and NumPy's objects."""
+    """Byte offsets of the fields that the entry reads in Python's and NumPy's objects; `words` of `Direct` are ours."""
 
     ob_type: int
     ob_size: int
@@ -53,6 +56,8 @@ class Layout:
     array_handler: int
     descr_order: int
     descr_type_num: int
+    method_self: int
+    words: int
 
 
 def emit_entry(layout: Layout) -> str:
@@ -61,6 +66,7 @@ def emit_entry(layout: Layout) -> str:
     offsets["object.tuple_second"] = layout.tuple_items + WORD
     for words in (Table, Context, Record):
         offsets |= {f"{words.__name__}.{word.name}": word * WORD for word in words}
+    offsets |= {f"Direct.{word.name}": layout.words + word * WORD for word in Direct}
 
     def number(match: re.Match[str]) -> str:
         return str(offsets[match[1]])
@@ -467,6 +473,39 @@ slow_path:
   %vectorcall = field ptr %table + <Table.VECTORCALL>
   %answer = call ptr %vectorcall(ptr %slow, ptr %args, i64 %nargs, ptr %kwnames)
   ret ptr %answer
+}}
+
+define ptr @{DIRECT_SYMBOL}(ptr %function, ptr %args, i64 %nargsf, ptr %kwnames) uwtable {{
+  %slot = field ptr %function + <Direct.SLOT>
+  %wanted = field ptr %function + <Direct.CALLABLE>
+  %table = field ptr %function + <Direct.TABLE>
+  %callable = load ptr, ptr %slot
+  %is.ours = icmp eq ptr %callable, %wanted
+  br i1 %is.ours, label %ours, label %other
+
+ours:
+  ; The call may replace what the slot holds.
+  %incref = field ptr %table + <Table.INCREF>
+  %decref = field ptr %table + <Table.DECREF>
+  call void %incref(ptr %callable)
+  %self = field ptr %callable + <object.method_self>
+  %nargs = and i64 %nargsf, {2**63 - 1}
+  %answer = call ptr @{ENTRY_SYMBOL}(ptr %self, ptr %args, i64 %nargs, ptr %kwnames)
+  call void %decref(ptr %callable)
+  ret ptr %answer
+
+other:
+  ; None while the object is taken apart: its call is the error that it should be.
+  %none = field ptr %table + <Table.NONE>
+  %is.empty = icmp eq ptr %callable, null
+  %called = select i1 %is.empty, ptr %none, ptr %callable
+  %vectorcall = field ptr %table + <Table.VECTORCALL>
+  %incref.other = field ptr %table + <Table.INCREF>
+  %decref.other = field ptr %table + <Table.DECREF>
+  call void %incref.other(ptr %called)
+  %given = call ptr %vectorcall(ptr %called, ptr %args, i64 %nargsf, ptr %kwnames)
+  call void %decref.other(ptr %called)
+  ret ptr %given
 }}
 
 define internal void @drop(ptr %objects, i64 %n, ptr %decref) uwtable {{

@@ -23,10 +23,24 @@ class Table(IntEnum):
     GENERATION = 10
     POOL = 11
     HANDLER = 12
+    NONE = 13
     LOCK = 16
 
 
 TABLE_WORDS = 24
+
+
+class Direct(IntEnum):
+    """Word index behind the header of an object that the interpreter calls directly.
+
+    `CODE` is the C function; it serves as long as what `SLOT` points to is `CALLABLE`, the built-in function of the
+    entry. All are 0 in objects that are called otherwise.
+    """
+
+    CODE = 0
+    SLOT = 1
+    CALLABLE = 2
+    TABLE = 3
 
 
 class Context(IntEnum):

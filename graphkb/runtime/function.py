@@ -12,6 +12,7 @@ from graphkb.ir.graph import Graph
 from graphkb.ir.leaves import Array, VariableCell
 from graphkb.ir.node import Node
 from graphkb.ir.serialize import flatten_graph, unflatten_graph
+from graphkb.runtime.direct_call import DirectCall
 from graphkb.runtime.options import Options, resolve
 from graphkb.runtime.report import Report
 from graphkb.runtime.specializations import CacheInfo, Specialization, Specializations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from graphkb.runtime.profile import Profile
 
 
-class Function:
+class Function(DirectCall):
     """A compiled program: `f([x, y])` returns the list of its outputs and applies its updates.
 
     Inputs are arrays, numbers, nested lists or symbolic values, in the order of the graph's inputs; `as_array` in
@@ -212,6 +213,7 @@ class Function:
             self._entry = NativeEntry(slow)
         if self._entry is not None and self._entry.add(spec):
             self.__call__ = self._entry.callable
+            self._entry.serve(self)
 
     def _leave(self, spec: CallSpec) -> None:
         if self._entry is not None:

@@ -17,6 +17,7 @@ from graphkb.codegen.entry_words import ANY_SIZE, CONTEXT_WORDS, RECORD_WORDS, T
 from graphkb.codegen.lock import Lock
 from graphkb.runtime import numpy_api, recycling
 from graphkb.runtime.call_spec import DESCRS, LOCKS, CallSpec, Signature
+from graphkb.runtime.direct_call import call_directly
 from graphkb.runtime.numpy_api import NumPy
 from graphkb.runtime.object_layout import LayoutError, calibrate
 from graphkb.runtime.options import current
@@ -72,6 +73,11 @@ class NativeEntry:
     def callable(self) -> Callable[..., Any]:
         """The built-in function object. It stays valid, with all its specializations, without this object."""
         return self._callable
+
+    def serve(self, function: Any) -> None:
+        """Let a function, whose slot `__call__` holds `callable`, be called without looking for that slot."""
+        if isinstance(native := _prepare(), _Native):
+            call_directly(function, self._callable, native.direct, native.table_address)
 
     def add(self, spec: CallSpec, copies: int = 1) -> bool:
         """Run calls that agree with `spec` natively from now on; False when they stay with `slow`.
@@ -356,9 +362,10 @@ class _Native:
         text = ir.emit_entry(calibrate())
         options = current()
         self._engine = compile_kernels(text, find_target(options), options)
+        self.direct = self._engine.address(ir.DIRECT_SYMBOL)
         self._memory = np.zeros(TABLE_WORDS + WORKSPACE_ALIGNMENT // WORD, np.int64)
-        self._table = _aligned(self._memory)
-        start = (self._table - _address(self._memory)) // WORD
+        self.table_address = _aligned(self._memory)
+        start = (self.table_address - _address(self._memory)) // WORD
         self.table = self._memory[start : start + TABLE_WORDS]
         self.pool = recycling.OutputPool(self._engine.address)
         for word, value in _table_values().items():
@@ -372,11 +379,11 @@ class _Native:
         prototype = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
         self._new = prototype(_python_symbol("PyCFunction_NewEx"))
         self._self_test()
-        state_lock.move(_NativeWord(self._table + WORD * Table.LOCK, self._engine.address))
+        state_lock.move(_NativeWord(self.table_address + WORD * Table.LOCK, self._engine.address))
 
     def new_callable(self, slow: Callable[..., object], owner: _Owner) -> Callable[..., Any]:
         """A built-in function; its `self` is a tuple, which garbage collection visits but never empties."""
-        owner.words[0] = self._table
+        owner.words[0] = self.table_address
         memory = owner.words.view()
         memory.flags.writeable = False
         result: Callable[..., Any] = self._new(ctypes.addressof(self._method), (memory, slow, owner), None)
@@ -412,6 +419,7 @@ def _table_values() -> dict[Table, int]:
         Table.RESTORE_THREAD: "PyEval_RestoreThread",
     }
     return {word: _python_symbol(name) for word, name in names.items()} | {
+        Table.NONE: id(None),
         Table.LIST_TYPE: id(list),
         Table.TUPLE_TYPE: id(tuple),
         Table.ARRAY_TYPE: id(np.ndarray),

@@ -30,7 +30,15 @@ def calibrate() -> Layout:
     ob_size, list_items = _list_fields()
     tuple_items = _tuple_fields(ob_size)
     return Layout(
-        ob_type, ob_size, list_items, tuple_items, **_array_fields(), array_handler=_handler_field(), **_descr_fields()
+        ob_type,
+        ob_size,
+        list_items,
+        tuple_items,
+        **_array_fields(),
+        array_handler=_handler_field(),
+        **_descr_fields(),
+        method_self=_method_field(),
+        words=header,
     )
 
 
@@ -139,6 +147,14 @@ def _handler_field() -> int:
     images = [_bytes(one, int(np.ndarray.__basicsize__)) for one in (*owners, *others)]
     handler = current_handler()
     return _locate("array handler", images, [handler] * len(owners) + [0] * len(others), "=Q")
+
+
+def _method_field() -> int:
+    """The offset at which a built-in function names the object that it belongs to."""
+    owners: list[Any] = [[], {}, set(), "a"]
+    methods = [owners[0].append, owners[1].get, owners[2].add, owners[3].upper]
+    images = [_bytes(one, int(type(one).__basicsize__)) for one in methods]
+    return _locate("method self", images, map(id, owners), "=Q")
 
 
 def _descr_fields() -> dict[str, int]:
