@@ -26,10 +26,12 @@ from graphkb.codegen.loops import (
     expressions,
 )
 from graphkb.codegen.parallel import ENOUGH, PART, RUN, picoseconds
+from graphkb.codegen.repeats import spread_operands
 from graphkb.codegen.schedule import (
     OPERATIONS,
     SHORT,
     collapse,
+    lowest,
     replace_expr,
     runs_along_kept,
     schedule_reduction,
@@ -87,24 +89,26 @@ def cut(
     combines: Sequence[Combine],
     full: Sequence[Store],
     length: int,
-    below: int = 0,
-    inside: bool = False,
+    below: int,
+    outer: int | None = None,
 ) -> Cut:
     """Blocks of `length` rounds of the first reduced loop; all loops have known sizes.
 
     Args:
         below: the positions of the buffers are lower than this.
-        inside: each block takes every so many-th round, so that the blocks of a round are neighbors, outside the
-            innermost kept loop; else its rounds are neighbors, and blocks stand outside all loops.
+        outer: how many of the kept loops stand around the one over blocks, each of which takes every so many-th round,
+            so that the blocks of a round are neighbors. None: blocks stand outside all, and their rounds are neighbors.
     """
     axis = reduced[0]
     assert isinstance(axis.extent, int)
     count, rest = divmod(axis.extent, length)
-    block, last = Var("block", count), Var("block", count + (rest > 0))
-    outer = len(kept) - 1 if inside else 0
+    name = f"block{-below or ''}"
+    block, last = Var(name, count), Var(name, count + (rest > 0))
+    # Threads share the outer loops where these are long.
+    inside = outer or 0 if outer is not None or prod([_known(v) for v in kept[:-1]]) < ENOUGH else len(kept) - 1
     strides: dict[Var, int] = {}
     stride = 1
-    for var in reversed([*kept[:outer], last, *kept[outer:]]):
+    for var in reversed([*kept[: outer or 0], last, *kept[outer or 0 :]]):
         assert isinstance(var.extent, int)
         strides[var] = stride
         stride *= var.extent
@@ -130,10 +134,10 @@ def cut(
             own.append(Combine(accumulator, statement.value))
             results.append(Store(buffer, place.plus(number.scaled(strides[last])), Result(accumulator)))
         stores = [s for s in moved if isinstance(s, Store)]
-        loops = [*kept[:outer], *[v for v, _ in number.terms], *kept[outer:]]
+        loops = [*kept[:inside], *[v for v, _ in number.terms], *kept[inside:]]
         return Stage(loops, [*([inner] if rounds > 1 else []), *reduced[1:]], own, stores, results)
 
-    if inside:
+    if outer is not None:
         stages = [stage(affine(block), affine(block), count, length)]
     else:
         stages = [stage(affine(block), affine(block, length), 1, length)]
@@ -192,16 +196,23 @@ def reduce_in_blocks(
         once: what is stored when the reductions are done.
         target: the machine.
     """
+    spread = spread_operands(kept, reduced, [*combines, *full, *once], target)
+    if spread is not None:
+        loops = [*kept[:-2], spread.merged]
+        inner = _in_blocks(Stage(loops, reduced, *_sorted(spread.statements, len(full))), target)
+        return [Scratch(spread.buffers, (*spread.fills, *inner))]
+    below = lowest([*combines, *full, *once])
     rounds: list[Combine | Store] = [*combines, *full]
     along_kept = runs_along_kept(kept, reduced, rounds)
     wide, wide_once = _widened(reduced, combines, once)
     known = all(isinstance(v.extent, int) and v.extent > 0 for v in (*kept, *reduced))
     blocks: Cut | None = None
-    below = min([0, *[s.buffer.position for s in (*full, *once)]])
     if known and reduced and target.vector_bits and all(c.accumulator.op in OPERATIONS for c in combines):
         if along_kept and _is_narrow(kept, reduced, rounds):
             together = _WIDE // _known(kept[-1])
-            blocks = cut(kept, reduced, combines, full, _known(reduced[0]) // together, below, inside=True)
+            blocks = cut(kept, reduced, combines, full, _known(reduced[0]) // together, below, len(kept) - 1)
+        elif _has_neighbors(kept, reduced, rounds):
+            blocks = cut(kept, [reduced[-1], *reduced[:-1]], combines, full, 1, below, len(kept))
         elif not along_kept and _jumps(kept, reduced, rounds):
             blocks = cut(kept, reduced, wide, full, 1, below)
     if blocks is not None:
@@ -239,10 +250,13 @@ def _in_blocks(stage: Stage, target: Target) -> list[Stmt]:
     statements: list[Stmt] = [*stage.combines, *stage.full, *stage.results]
     kept, statements = collapse(stage.kept, statements)
     reduced, statements = collapse(stage.reduced, statements)
-    combines = [s for s in statements if isinstance(s, Combine)]
+    return reduce_in_blocks(kept, reduced, *_sorted(statements, len(stage.full)), target)
+
+
+def _sorted(statements: Sequence[Stmt], full: int) -> tuple[list[Combine], list[Store], list[Store]]:
+    """What is combined, then as many stores of every round as told, then the stores of results."""
     stores = [s for s in statements if isinstance(s, Store)]
-    count = len(stage.full)
-    return reduce_in_blocks(kept, reduced, combines, stores[:count], stores[count:], target)
+    return [s for s in statements if isinstance(s, Combine)], stores[:full], stores[full:]
 
 
 def _is_narrow(kept: Sequence[Var], reduced: Sequence[Var], rounds: Sequence[Combine | Store]) -> bool:
@@ -254,6 +268,16 @@ def _is_narrow(kept: Sequence[Var], reduced: Sequence[Var], rounds: Sequence[Com
         return False
     loads = [e for e in expressions(rounds) if isinstance(e, Load) and e.index.factor(column) == 1]
     return any(e.index.factor(row) == column.extent for e in loads)
+
+
+def _has_neighbors(kept: Sequence[Var], reduced: Sequence[Var], rounds: Sequence[Combine | Store]) -> bool:
+    """Whether each result is made of short runs of memory, with those of the next result behind them."""
+    if not kept or len(reduced) < 2 or not 1 < _known(reduced[-1]) < _NARROW:
+        return False
+    if prod([_known(v) for v in reduced[:-1]]) < _RUN:
+        return False
+    loads = [e for e in expressions(rounds) if isinstance(e, Load) and e.index.factor(reduced[-1]) == 1]
+    return any(e.index.factor(kept[-1]) == reduced[-1].extent and e.index.factor(reduced[0]) != 0 for e in loads)
 
 
 def _known(var: Var) -> int:

@@ -11,7 +11,8 @@ from graphkb.codegen.gemm import Gemm, match_gemm
 from graphkb.codegen.loops import POSITIONS, Affine, Buffer, Combine, Stmt, Store, Var
 from graphkb.codegen.padding import Region, regions
 from graphkb.codegen.reading import Reader, along
-from graphkb.codegen.schedule import collapse, runs_along_kept, schedule_map
+from graphkb.codegen.repeats import schedule_stores
+from graphkb.codegen.schedule import collapse, runs_along_kept
 from graphkb.codegen.sweeps import suits_sweeps
 from graphkb.codegen.target import Target
 from graphkb.codegen.windows import schedule_window
@@ -52,7 +53,7 @@ def _regions(root: Node, named: dict[Node, Buffer]) -> list[Region]:
 def _lower(kept: list[Var], reduced: list[Var], store: Store, combine: Combine | None, target: Target) -> list[Stmt]:
     """The loops of one part."""
     if combine is None:
-        return schedule_map(kept, [store], target)
+        return schedule_stores(kept, [store], target)
     if combine.accumulator.op in POSITIONS:
         return schedule_position(kept, reduced, store, combine, target)
     sweeps = runs_along_kept(kept, reduced, [combine]) and suits_sweeps(kept, reduced, [combine], target)

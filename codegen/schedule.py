@@ -137,6 +137,12 @@ def substitute(statements: Sequence[Stmt], new: dict[Var, Affine]) -> list[Stmt]
     return [visit(s) for s in statements]
 
 
+def lowest(statements: Sequence[Stmt]) -> int:
+    """The lowest position of a buffer that statements read or write, at most 0: new arrays take those below."""
+    stored = [s.buffer.position for s in walk(statements) if isinstance(s, Store | Deposit)]
+    return min([0, *stored, *[e.buffer.position for e in expressions(statements) if isinstance(e, Load | Lookup)]])
+
+
 def varying(statements: Sequence[Stmt], var: Var) -> set[LoopExpr]:
     """The expressions that change along a variable."""
     found: set[LoopExpr] = set()

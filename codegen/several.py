@@ -23,12 +23,12 @@ from graphkb.codegen.loops import (
     operands_of,
 )
 from graphkb.codegen.reading import REDUCTIONS, Reader, along, linear
+from graphkb.codegen.repeats import schedule_stores
 from graphkb.codegen.schedule import (
     collapse,
     nest,
     reduces,
     replace_expr,
-    schedule_map,
     varying,
     vector_length,
     work_of,
@@ -76,7 +76,7 @@ def lower_several(body: Graph, named: dict[Node, Buffer], outs: Sequence[Buffer]
     if not cores:
         space = _read(body, named, outs, body.outputs[0].shape, ())
         space.collapse()
-        return schedule_map(space.kept, list(space.full), target)
+        return schedule_stores(space.kept, list(space.full), target)
     core = cores[0]
     last = core.inputs[0].ndim - 1
     space = _read(body, named, outs, core.inputs[0].shape, core.attrs["axes"])

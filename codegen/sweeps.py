@@ -23,7 +23,16 @@ from graphkb.codegen.loops import (
     affine,
     expressions,
 )
-from graphkb.codegen.schedule import OPERATIONS, identity, nest, replace_expr, substitute, vector_length, work_of
+from graphkb.codegen.schedule import (
+    OPERATIONS,
+    identity,
+    lowest,
+    nest,
+    replace_expr,
+    substitute,
+    vector_length,
+    work_of,
+)
 from graphkb.codegen.target import Target
 from graphkb.ir.types import NUMPY_DTYPE
 
@@ -80,7 +89,7 @@ def schedule_sweeps(
     """
     column, row = kept[-1], reduced[-1]
     assert isinstance(row.extent, int)
-    held, own = _places(kept, combines, once)
+    held, own = _places(kept, combines, once, lowest([*combines, *full, *once]))
     rounds: list[Combine | Store] = [*combines, *full]
     several = _rows_together(rounds, full, _streams(rounds, column, row), row)
     lanes = vector_length(rounds, column.extent, target, lambda w: 2 if several > 1 else 4 if w.cost <= 30 else 2)
@@ -154,7 +163,7 @@ def _step(stream: Load, row: Var) -> int:
 
 
 def _places(
-    kept: Sequence[Var], combines: Sequence[Combine], once: Sequence[Store]
+    kept: Sequence[Var], combines: Sequence[Combine], once: Sequence[Store], below: int
 ) -> tuple[dict[Accumulator, Load], tuple[Buffer, ...]]:
     """Where each result so far lies: where something is stored in the end, or in an array of its own."""
     held: dict[Accumulator, Load] = {}
@@ -168,7 +177,6 @@ def _places(
             free.remove(store)
             held[accumulator] = Load(store.buffer, store.index)
     own: list[Buffer] = []
-    below = min([0, *[s.buffer.position for s in once]])
     index, size = Affine(), 1
     for var in reversed(kept):
         assert isinstance(var.extent, int)

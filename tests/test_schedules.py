@@ -141,3 +141,39 @@ def test_large_running_sums_across_memory(shape: tuple[int, ...], dtype: str, ex
     if exclusive:
         expected = np.concatenate([expected[..., 1:, :], np.zeros_like(expected[..., :1, :])], -2)
     np.testing.assert_array_equal(result, expected)
+
+
+# ---------------------------------------------------------------------------------------------- groups of neighbors
+GROUPED = [
+    ((4, 500, 8, 8), (1, 3)),
+    ((2, 9, 40, 4, 7), (1, 2, 4)),
+    ((40, 100, 6, 20), (1, 3)),
+    ((6, 50, 4, 9), (0, 1, 3)),
+]
+
+
+@pytest.mark.parametrize(("shape", "axes"), GROUPED)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
+def test_reductions_and_maps_of_groups(shape: tuple[int, ...], axes: tuple[int, ...], dtype: str) -> None:
+    values = (np.random.default_rng(7).random(shape) * 9).astype(dtype)
+    x = K.placeholder(shape, dtype=dtype)
+    largest = K.max(x, axis=axes, keepdims=True)
+    with options(mode="native"):
+        results = K.function([x], [K.sum(x, axis=axes), largest - x, K.sum(K.square(largest - x), axis=axes)])([values])
+    wide = values.astype("float64" if dtype.startswith("float") else dtype)
+    distance = wide.max(axis=axes, keepdims=True) - wide
+    squares = (distance**2).sum(axis=axes, dtype=wide.dtype)
+    for result, wanted in zip(results, [wide.sum(axis=axes, dtype=wide.dtype), distance, squares]):
+        if dtype.startswith("float"):
+            np.testing.assert_allclose(result, wanted, rtol=2e-6 if dtype == "float32" else 1e-14, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(result, wanted)
+
+
+def test_what_changes_with_groups_only_is_spread() -> None:
+    x, scale = K.placeholder((2, 300, 4, 8)), K.placeholder((2, 1, 4, 1))
+    f = K.function([x, scale], [x * scale])
+    values = np.random.default_rng(8).random((2, 300, 4, 8)).astype("float32")
+    factors = np.random.default_rng(9).random((2, 1, 4, 1)).astype("float32")
+    np.testing.assert_array_equal(f([values, factors])[0], values * factors)
+    assert "scratch spread0: float32[64]" in f.dump(stage="loops")
