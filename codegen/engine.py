@@ -47,7 +47,9 @@ def _machine(target: Target, level: int, reloc: str, jit: bool) -> Any:
 
 
 def _parse(text: str) -> Any:
-    module = _llvm().parse_assembly(text)
+    llvm = _llvm()
+    # In a context of its own, which keeps names and constants until it is freed with the module.
+    module = llvm.parse_assembly(text, llvm.create_context())
     module.verify()  # code generation would end the process on an invalid module
     return module
 

@@ -35,7 +35,7 @@ _SUFFIX = ".kernels"
 _TEMPORARY = ".tmp"
 _HEADER_BYTES = len(_MARK) + 32 + 32
 # Looking at every entry costs milliseconds once there are thousands, so one store in so many does it.
-_TRIM_EVERY = 16
+_TRIM_EVERY = 32
 _HOUR = 3600.0
 _POSSIBLE = hasattr(os, "geteuid") and os.open in os.supports_dir_fd
 
