@@ -69,7 +69,7 @@ class Engine:
     def __init__(self, engine: Any, text: str, target: Target, level: int) -> None:
         # An array hides it from the garbage collector, which would free the code of functions in a cycle before it
         # runs the finalizers of other objects there, and those may call the functions.
-        self._engine = np.empty((), object)
+        self._engine: Any = np.empty((), object)
         self._engine[()] = engine
         self.text = text
         self._target = target

@@ -18,10 +18,12 @@ therefore they need no atomics; the state lock is given back before that lock is
 import re
 from dataclasses import dataclass
 
+from graphkb.codegen.direct_entry import DIRECT_TEMPLATE
 from graphkb.codegen.entry_words import (
     ANY_SIZE,
     C_ARRAY,
     C_CONTIGUOUS_AND_ALIGNED,
+    ENTRY_SYMBOL,
     NATIVE_ORDER,
     NO_ORDER,
     OWNS_DATA,
@@ -33,10 +35,7 @@ from graphkb.codegen.entry_words import (
     Table,
 )
 from graphkb.codegen.lock import LOCK_IR, RELEASE_SYMBOL, TRY_SYMBOL, Lock
-from graphkb.codegen.recycling import FREE_SYMBOL, MALLOC_SYMBOL, POOL_IR
 
-ENTRY_SYMBOL = "graphkb_call"
-DIRECT_SYMBOL = "graphkb_call_directly"
 NOTHING_SYMBOL = "graphkb_run_nothing"
 
 
@@ -71,8 +70,8 @@ def emit_entry(layout: Layout) -> str:
     def number(match: re.Match[str]) -> str:
         return str(offsets[match[1]])
 
-    text = re.sub(r"<([A-Za-z]+\.\w+)>", number, _TEMPLATE)
-    return re.sub(_FIELD, _expand_field, text) + LOCK_IR + POOL_IR
+    text = re.sub(r"<([A-Za-z]+\.\w+)>", number, _TEMPLATE + DIRECT_TEMPLATE)
+    return re.sub(_FIELD, _expand_field, text) + LOCK_IR
 
 
 # `%x = field T %base + n` stands for the address computation and the load.
@@ -331,7 +330,8 @@ make_array:
 
 recycle:
   %pool = field ptr %table + <Table.POOL>
-  %block = call ptr @{MALLOC_SYMBOL}(ptr %pool, i64 %new.bytes)
+  %malloc = field ptr %table + <Table.POOL_MALLOC>
+  %block = call ptr %malloc(ptr %pool, i64 %new.bytes)
   %no.block = icmp eq ptr %block, null
   br i1 %no.block, label %make_array, label %wrap_block
 
@@ -342,7 +342,8 @@ wrap_block:
   br i1 %no.wrapper, label %return_block, label %own_block
 
 return_block:
-  call void @{FREE_SYMBOL}(ptr %pool, ptr %block, i64 %new.bytes)
+  %free = field ptr %table + <Table.POOL_FREE>
+  call void %free(ptr %pool, ptr %block, i64 %new.bytes)
   br label %fail
 
 own_block:
@@ -473,39 +474,6 @@ slow_path:
   %vectorcall = field ptr %table + <Table.VECTORCALL>
   %answer = call ptr %vectorcall(ptr %slow, ptr %args, i64 %nargs, ptr %kwnames)
   ret ptr %answer
-}}
-
-define ptr @{DIRECT_SYMBOL}(ptr %function, ptr %args, i64 %nargsf, ptr %kwnames) uwtable {{
-  %slot = field ptr %function + <Direct.SLOT>
-  %wanted = field ptr %function + <Direct.CALLABLE>
-  %table = field ptr %function + <Direct.TABLE>
-  %callable = load ptr, ptr %slot
-  %is.ours = icmp eq ptr %callable, %wanted
-  br i1 %is.ours, label %ours, label %other
-
-ours:
-  ; The call may replace what the slot holds.
-  %incref = field ptr %table + <Table.INCREF>
-  %decref = field ptr %table + <Table.DECREF>
-  call void %incref(ptr %callable)
-  %self = field ptr %callable + <object.method_self>
-  %nargs = and i64 %nargsf, {2**63 - 1}
-  %answer = call ptr @{ENTRY_SYMBOL}(ptr %self, ptr %args, i64 %nargs, ptr %kwnames)
-  call void %decref(ptr %callable)
-  ret ptr %answer
-
-other:
-  ; None while the object is taken apart: its call is the error that it should be.
-  %none = field ptr %table + <Table.NONE>
-  %is.empty = icmp eq ptr %callable, null
-  %called = select i1 %is.empty, ptr %none, ptr %callable
-  %vectorcall = field ptr %table + <Table.VECTORCALL>
-  %incref.other = field ptr %table + <Table.INCREF>
-  %decref.other = field ptr %table + <Table.DECREF>
-  call void %incref.other(ptr %called)
-  %given = call ptr %vectorcall(ptr %called, ptr %args, i64 %nargsf, ptr %kwnames)
-  call void %decref.other(ptr %called)
-  ret ptr %given
 }}
 
 define internal void @drop(ptr %objects, i64 %n, ptr %decref) uwtable {{

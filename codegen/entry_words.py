@@ -5,10 +5,14 @@ from __future__ import annotations
 from enum import IntEnum
 
 WORD = 8
+ENTRY_SYMBOL = "graphkb_call"
 
 
 class Table(IntEnum):
-    """Word index in the process-wide table. The lock has a cache line of its own: all others are only read."""
+    """Word index in the process-wide table. The lock has a cache line of its own: all others are only read.
+
+    Those of the pool are 0 until there is a context whose outputs may be large.
+    """
 
     LIST_TYPE = 0
     TUPLE_TYPE = 1
@@ -24,6 +28,8 @@ class Table(IntEnum):
     POOL = 11
     HANDLER = 12
     NONE = 13
+    POOL_MALLOC = 14
+    POOL_FREE = 15
     LOCK = 16
 
 

@@ -13,7 +13,18 @@ import numpy as np
 
 from graphkb.codegen import entry as ir
 from graphkb.codegen import lock as lock_ir
-from graphkb.codegen.entry_words import ANY_SIZE, CONTEXT_WORDS, RECORD_WORDS, TABLE_WORDS, WORD, Context, Record, Table
+from graphkb.codegen.direct_entry import DIRECT_SYMBOL
+from graphkb.codegen.entry_words import (
+    ANY_SIZE,
+    CONTEXT_WORDS,
+    ENTRY_SYMBOL,
+    RECORD_WORDS,
+    TABLE_WORDS,
+    WORD,
+    Context,
+    Record,
+    Table,
+)
 from graphkb.codegen.lock import Lock
 from graphkb.runtime import numpy_api, recycling
 from graphkb.runtime.call_spec import DESCRS, LOCKS, CallSpec, Signature
@@ -240,6 +251,8 @@ class _Specialization:
             record[Record.RECYCLED] = nbytes if recycling.fits(nbytes) else 0
             self.words[dims : dims + len(shape)] = shape
             dims += len(shape)
+        if spec.recycle and (spec.sizes or any(recycling.fits(_nbytes(DESCRS[d], s)) for d, s in spec.outputs)):
+            _need_pool()
         self.words[Context.N_INPUTS] = n_inputs
         self.words[Context.N_OUTPUTS] = n_outputs
         self.words[Context.INPUTS] = start + WORD * records
@@ -362,24 +375,34 @@ class _Native:
         text = ir.emit_entry(calibrate())
         options = current()
         self._engine = compile_kernels(text, find_target(options), options)
-        self.direct = self._engine.address(ir.DIRECT_SYMBOL)
+        self.made_pool: recycling.OutputPool | None = None
+        self.direct = self._engine.address(DIRECT_SYMBOL)
         self._memory = np.zeros(TABLE_WORDS + WORKSPACE_ALIGNMENT // WORD, np.int64)
         self.table_address = _aligned(self._memory)
         start = (self.table_address - _address(self._memory)) // WORD
         self.table = self._memory[start : start + TABLE_WORDS]
-        self.pool = recycling.OutputPool(self._engine.address)
         for word, value in _table_values().items():
             self.table[word] = value
-        self.table[Table.POOL] = self.pool.address
-        self.table[Table.HANDLER] = id(self.pool.handler)
         self.table[Table.GENERATION] = 1
         doc = b"Call the function with one list of inputs; returns the list of outputs."
         flags = _METH_FASTCALL | _METH_KEYWORDS
-        self._method = _MethodDef(b"__call__", self._engine.address(ir.ENTRY_SYMBOL), flags, doc)
+        self._method = _MethodDef(b"__call__", self._engine.address(ENTRY_SYMBOL), flags, doc)
         prototype = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
         self._new = prototype(_python_symbol("PyCFunction_NewEx"))
         self._self_test()
         state_lock.move(_NativeWord(self.table_address + WORD * Table.LOCK, self._engine.address))
+
+    @property
+    def pool(self) -> recycling.OutputPool:
+        """The pool of large outputs, made when it is first asked for."""
+        if self.made_pool is None:
+            with _mutex:
+                if self.made_pool is None:
+                    made = recycling.make_pool()
+                    self.table[Table.POOL_MALLOC], self.table[Table.POOL_FREE] = made.malloc, made.free
+                    self.table[Table.POOL], self.table[Table.HANDLER] = made.address, id(made.handler)
+                    self.made_pool = made
+        return self.made_pool
 
     def new_callable(self, slow: Callable[..., object], owner: _Owner) -> Callable[..., Any]:
         """A built-in function; its `self` is a tuple, which garbage collection visits but never empties."""
@@ -460,6 +483,13 @@ def _make() -> "_Native | str":
         return f"native calls are off: {error}"
 
 
+def _need_pool() -> None:
+    """Make the pool: from now on some context may take memory from it."""
+    native = _prepare()
+    assert isinstance(native, _Native)
+    assert native.pool.address
+
+
 def _generation() -> int:
     return int(_state.table[Table.GENERATION]) if isinstance(_state, _Native) else 0
 
@@ -470,7 +500,8 @@ def _in_child() -> None:
     _mutex = threading.RLock()
     if isinstance(_state, _Native):
         _state.table[Table.GENERATION] += 1
-        _state.pool.forget_lock()
+        if _state.made_pool is not None:
+            _state.made_pool.forget_lock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -14,8 +14,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +22,10 @@ from graphkb.codegen import recycling as ir
 from graphkb.codegen.recycling import Pool
 from graphkb.runtime import numpy_api
 from graphkb.runtime.numpy_api import NumPy
+from graphkb.runtime.options import current
+
+if TYPE_CHECKING:
+    from graphkb.codegen.engine import Engine
 
 Array = np.ndarray[Any, Any]
 
@@ -57,13 +60,15 @@ class OutputPool:
 
     Attributes:
         address: of its words.
+        malloc, free: addresses of its functions.
         handler: the capsule that arrays hold.
 
     Args:
-        symbol: the address of an emitted function.
+        engine: the code of `graphkb.codegen.recycling.POOL_IR`.
     """
 
-    def __init__(self, symbol: Callable[[str], int]) -> None:
+    def __init__(self, engine: Engine) -> None:
+        self._engine, symbol = engine, engine.address
         self._words = np.zeros(ir.POOL_WORDS, np.int64)
         self.address = int(self._words.__array_interface__["data"][0])
         libc = ctypes.CDLL(None)
@@ -72,6 +77,7 @@ class OutputPool:
         self._words[Pool.MAP_FLAGS] = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._words[Pool.ADVICE] = getattr(mmap, "MADV_HUGEPAGE", 0)
         self._words[Pool.LIMIT] = min(_MOST, _physical_memory() // _SHARE)
+        self.malloc, self.free = symbol(ir.MALLOC_SYMBOL), symbol(ir.FREE_SYMBOL)
         symbols = [symbol(s) for s in (ir.MALLOC_SYMBOL, ir.CALLOC_SYMBOL, ir.REALLOC_SYMBOL, ir.FREE_SYMBOL)]
         self._allocator = _Handler(b"graphkb outputs", 1, self.address, *symbols)
         make = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
@@ -108,6 +114,14 @@ class OutputPool:
         self._words[Pool.LOCK] = 0
 
 
+def make_pool() -> OutputPool:
+    """A pool with machine code of its own."""
+    from graphkb.runtime.kernel_cache import compile_kernels, find_target
+
+    options = current()
+    return OutputPool(compile_kernels(ir.POOL_IR, find_target(options), options))
+
+
 def _address(function: Any) -> int:
     return int(ctypes.cast(function, ctypes.c_void_p).value or 0)
 
@@ -119,4 +133,4 @@ def _physical_memory() -> int:
         return _MOST
 
 
-__all__ = ["FROM", "OutputPool", "fits"]
+__all__ = ["FROM", "OutputPool", "fits", "make_pool"]
