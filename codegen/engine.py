@@ -46,6 +46,12 @@ def _machine(target: Target, level: int, reloc: str, jit: bool) -> Any:
     )
 
 
+@lru_cache(maxsize=8)
+def _emitter(target: Target, level: int, reloc: str) -> Any:
+    """The machine that writes files. Preparing one takes as long as the code of a small kernel, so it is kept."""
+    return _machine(target, level, reloc, False)
+
+
 def _parse(text: str) -> Any:
     llvm = _llvm()
     # In a context of its own, which keeps names and constants until it is freed with the module.
@@ -160,9 +166,9 @@ def llvm_identity() -> str:
 
 def emit_object(text: str, target: Target, reloc: str = "pic", level: int = 2) -> bytes:
     """A relocatable object file of a module, for any target."""
-    return bytes(_machine(target, level, reloc, False).emit_object(_parse(text)))
+    return bytes(_emitter(target, level, reloc).emit_object(_parse(text)))
 
 
 def emit_assembly(text: str, target: Target, reloc: str = "pic", level: int = 2) -> str:
     """The assembly text of a module, for any target."""
-    return str(_machine(target, level, reloc, False).emit_assembly(_parse(text)))
+    return str(_emitter(target, level, reloc).emit_assembly(_parse(text)))
