@@ -21,6 +21,11 @@ class Memory(Division):
         """The address `offset` bytes behind `base`."""
         return self.gep(base, offset, "uint8")
 
+    def prefetch(self, address: Value) -> None:
+        """Ask for the cache line at an address, which need not exist, in the second-level cache."""
+        self.declare("llvm.prefetch.p0", "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        self.line(f"call void @llvm.prefetch.p0(ptr {address.name}, i32 0, i32 2, i32 1)")
+
     def _align(self, dtype: str, align: int | None) -> int:
         return align if align is not None else ITEM_SIZES.get(dtype, self.target.pointer_bits // 8)
 

@@ -11,9 +11,14 @@ from graphkb.codegen.gemm_micro import Micro
 from graphkb.codegen.gemm_operands import Block, Group, Operands, Panel
 from graphkb.codegen.gemm_sizes import Size, Truth
 from graphkb.codegen.gemm_store import Epilogue
-from graphkb.codegen.gemm_tiling import narrowed
+from graphkb.codegen.gemm_tiling import LINE, narrowed
 from graphkb.codegen.loops import Var
 from graphkb.codegen.threads import parallel_region
+
+# So few rows of B are not worth asking for those behind them.
+_FEW_ROWS = 16
+# A matrix of so many bytes that passes by comes from beyond the second-level caches; asking for nearer ones costs time.
+_FAR = 1 << 22
 
 
 def emit_gemm(b: Builder, kernel: Gemm) -> None:
@@ -223,7 +228,7 @@ class _Product(Operands):
         direct = direct and not (group.clamped and t.dots and not t.masks)
         c, pitch = self._place(row, panel) if direct else self._set_aside(row, panel)
         add = self.math.select(block.first, 0, 1)
-        self._multiply(panel, group, block, (a, source, c), (*strides, pitch), add, rows)
+        self._multiply(panel, group, block, (a, source, c), (*strides, pitch), add, rows, at)
         if direct:
             return
 
@@ -247,6 +252,7 @@ class _Product(Operands):
         strides: tuple[Size, ...],
         add: Size,
         rows: Size,
+        at: Size,
     ) -> None:
         """Call the micro-kernel of a tile."""
         kernel, t = self.kernel, self.t
@@ -275,6 +281,7 @@ class _Product(Operands):
             scattered=len(kernel.rows) > 1,
             inner=len(kernel.inner),
             apart=kernel.summed_apart,
+            ahead=0 if copied else self._lines_ahead(panel),
         )
         a_row, a_k, b_k, c_row = map(value, strides)
         inner = [
@@ -285,7 +292,52 @@ class _Product(Operands):
             )
             for i, var in enumerate(kernel.inner)
         ]
-        micro.call(self.b, addresses, length, (a_row, a_k, b_k, c_row), value(add), columns, left, inner)
+        ahead = self._ahead(panel, block, strides[2], at, micro.ahead)
+        micro.call(self.b, addresses, length, (a_row, a_k, b_k, c_row), value(add), columns, left, inner, ahead)
+
+    # ------------------------------------------------------------------ what is read next
+    def _lines_ahead(self, panel: Panel) -> int:
+        """How many cache lines of a later block of B a tile asks for beside each row, so that all tiles ask for all."""
+        kernel, t = self.kernel, self.t
+        k, n, m = kernel.k.extent, kernel.n.extent, kernel.m.extent
+        lines = self._lines(panel)
+        if t.streams:
+            nbytes = k * n * ITEM_SIZES[kernel.b.dtype]
+            return lines if isinstance(nbytes, int) and nbytes >= _FAR else 0
+        if panel.lanes == 1 or m == 1 or (isinstance(k, int) and k < _FEW_ROWS):
+            return 0
+        tiles = -(-m // t.rows) if isinstance(m, int) else lines
+        return min(lines, -(-lines // tiles))
+
+    def _lines(self, panel: Panel) -> int:
+        """The cache lines of one row of a panel of B, as far as they begin with a vector."""
+        return max(1, panel.vectors * panel.lanes * ITEM_SIZES[self.kernel.b.dtype] // LINE)
+
+    def _ahead(self, panel: Panel, block: Block, step: Size, at: Size, count: int) -> list[Value]:
+        """How many bytes behind the block of B that tile number `at` reads its share of the next one lies."""
+        if not count:
+            return []
+        kernel, math = self.kernel, self.math
+        following = math.mul(block.length, step)
+        if not self.t.streams:
+            here = math.mul(block.start, step)
+            if kernel.segments:
+                # Rounds of the outer segments begin where those of the last one end.
+                around = math.sub(self._factor(kernel.b, kernel.segments[-1]), here)
+                inside = math.compare("lt", math.add(block.start, block.length), self.size(kernel.k.extent))
+                following = math.select(inside, following, around)
+            for var in kernel.segments:
+                here = math.add(here, math.mul(self.body.vars[var], self._factor(kernel.b, var)))
+            # Behind the only panel there may be the next matrix; if not, the tile asks for what it reads.
+            n, outer = kernel.n.extent, kernel.outer
+            alone = isinstance(n, int) and n <= self.t.width
+            further = (self._factor(kernel.b, outer[-1]) if outer else 0) if alone else panel.columns
+            following = math.select(block.last, math.sub(further, here), following)
+        size, lines = ITEM_SIZES[kernel.b.dtype], self._lines(panel)
+        following = math.mul(following, size)
+        first = 0 if self.t.streams else math.mul(at, count)
+        shares = [math.rem(math.add(first, i), lines) for i in range(count)]
+        return [math.value(math.add(following, math.mul(share, LINE))) for share in shares]
 
     # ------------------------------------------------------------------ where sums go
     def _place(self, row: Size, panel: Panel) -> tuple[Value, Size]:

@@ -31,6 +31,7 @@ class Micro:
         scattered: rows of A lie at distances from the first that an array tells.
         inner: contracted axes outside K, run through with the sums in registers.
         apart: which of them adds up each round on its own first; -1 for none.
+        ahead: cache lines of later rows of B that are asked for beside each row.
     """
 
     dtype: str
@@ -45,11 +46,13 @@ class Micro:
     scattered: bool = False
     inner: int = 0
     apart: int = -1
+    ahead: int = 0
 
     @property
     def name(self) -> str:
         flags = (("a", self.adds), ("m", self.masked), ("c", self.clamped), ("s", self.scattered))
         notes = "".join(note for note, on in flags if on)
+        notes += f"h{self.ahead}" * (self.ahead > 0)
         notes += f"i{self.inner}" * (self.inner > 0) + f"p{self.apart}" * (self.apart >= 0)
         kinds = self.dtype if self.a == self.b == self.dtype else f"{self.dtype}.{self.a}.{self.b}"
         return f"tile.{kinds}.{self.rows}x{self.vectors}x{self.lanes}{notes and '.' + notes}"
@@ -72,6 +75,7 @@ class Micro:
         columns: Value,
         left: Value,
         inner: Sequence[tuple[Value, Value, Value]] = (),
+        ahead: Sequence[Value] = (),
     ) -> None:
         """Run it.
 
@@ -85,6 +89,7 @@ class Micro:
             columns: how many columns there are, in the last vector at least one.
             left: how many rows there are, at least one.
             inner: of each inner axis its length, and how far apart its rounds lie in A and in B.
+            ahead: how many bytes the lines that are asked for lie behind the row that is read.
         """
         params = [(name, "ptr") for name in "abc"]
         params += [("length", "int64"), ("a_row", strides[0].dtype)]
@@ -93,6 +98,8 @@ class Micro:
         for i, values in enumerate(inner):
             params += [(f"{name}.{i}", "int64") for name in ("count", "a_step", "b_step")]
             args += values
+        params += [(f"ahead.{i}", "int64") for i in range(self.ahead)]
+        args += ahead
         for name, wanted, value in (
             ("add", self.adds, add),
             ("columns", self.masked, columns),
@@ -113,6 +120,7 @@ class _Writer:
         self.at_a, self.at_b, self.at_c, self.length, self.a_row, self.a_k, self.b_k, self.c_row, *rest = values
         self.inner = [tuple(rest[3 * i : 3 * i + 3]) for i in range(micro.inner)]
         rest = rest[3 * micro.inner :]
+        self.ahead, rest = rest[: micro.ahead], rest[micro.ahead :]
         self.add = rest.pop(0) if micro.adds else None
         self.mask = None
         if micro.masked:
@@ -188,6 +196,8 @@ class _Writer:
         """The sums after one more column of A and row of B."""
         b, micro, vectors = self.b, self.micro, self.micro.vectors
         row = [b.cast(self._load(at_b, j, micro.b), micro.dtype) for j in range(vectors)]
+        for distance in self.ahead:
+            b.prefetch(b.byte_offset(at_b, distance))
         after: list[Value] = []
         for i, place in enumerate(rows):
             spread = b.splat(b.cast(b.load(place, micro.a), micro.dtype), micro.lanes)

@@ -19,7 +19,7 @@ _PASSES_ROW, _PASSES_TILE, _STREAMED_TO = 1 << 19, 1 << 22, 16
 # Some of its rows run side by side: 8 suit memory best, but rounding errors of long sums shrink with more.
 _STREAMED_ROWS, _LONG_STREAM, _LONG_STREAMED_ROWS = 8, 4096, 32
 # The second-level cache that the copies are decided for: lines of 64 bytes, so many in each of so many sets.
-_LINE, _WAYS, _SETS = 64, 8, 2048
+LINE, _WAYS, _SETS = 64, 8, 2048
 # Rows of B a page apart or more: after so many tiles a copy of each panel pays, sooner if pages fall on the same sets.
 _PAGE, _REREADS, _REREADS_ALIGNED = 4096, 128, 24
 # A is copied if K is so long, its neighbors so many bytes apart, and it meets so many panels of B.
@@ -221,7 +221,7 @@ def _copies_a(p: Product, panels: int) -> bool:
         return False
     apart = _stride(p.a, p.k) * NUMPY_DTYPE[p.a.dtype].itemsize
     length = length_of(p.k)
-    sets = _SETS // math.gcd(apart // _LINE, _SETS) if apart % _LINE == 0 else _SETS
+    sets = _SETS // math.gcd(apart // LINE, _SETS) if apart % LINE == 0 else _SETS
     crowded = min(length, _BLOCK) / (_WAYS * sets)
     if crowded >= (4 if panels < _PANELS_A else 2) and length > _BLOCK // 2:
         return True
@@ -388,4 +388,14 @@ def _stride(load: Load, var: Var) -> int:
     return factor if isinstance(factor, int) else 1 << 30
 
 
-__all__ = ["Product", "Tiling", "choose_tiling", "even_height", "length_of", "narrowed", "with_inner", "with_rows"]
+__all__ = [
+    "LINE",
+    "Product",
+    "Tiling",
+    "choose_tiling",
+    "even_height",
+    "length_of",
+    "narrowed",
+    "with_inner",
+    "with_rows",
+]
