@@ -21,11 +21,6 @@ class Memory(Division):
         """The address `offset` bytes behind `base`."""
         return self.gep(base, offset, "uint8")
 
-    def prefetch(self, address: Value) -> None:
-        """Ask for the cache line at an address, which need not exist, in the second-level cache."""
-        self.declare("llvm.prefetch.p0", "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
-        self.line(f"call void @llvm.prefetch.p0(ptr {address.name}, i32 0, i32 2, i32 1)")
-
     def _align(self, dtype: str, align: int | None) -> int:
         return align if align is not None else ITEM_SIZES.get(dtype, self.target.pointer_bits // 8)
 
@@ -54,7 +49,7 @@ class Memory(Division):
         self.line(f"store {type_of(held)} {held.name}, {place}")
 
     def prefetch(self, address: Value) -> None:
-        """Ask for a line of memory, which may not exist: it will soon be read, once."""
+        """Ask for a line of memory, which may not exist: it will soon be read."""
         name = "llvm.prefetch.p0"
         self.declare(name, f"declare void @{name}(ptr, i32 immarg, i32 immarg, i32 immarg)")
         # To the second cache: the first is small, and what is read meanwhile would push it out.
