@@ -89,6 +89,24 @@ class Call:
         return self.kernel.scratch
 
     @property
+    def node(self) -> Node | None:
+        """The fused node that it computes; None for copies."""
+        if not self.results or self.source is not None:
+            return None
+        first = self.results[0]
+        return first.inputs[0] if first.op.name == "item" else first
+
+    @property
+    def name(self) -> str:
+        """How reports name it."""
+        return self.kernel.name
+
+    @property
+    def named_bodies(self) -> list[tuple[str, Program]]:
+        """The programs inside it: none."""
+        return []
+
+    @property
     def may_stop(self) -> bool:
         """Whether it can end the program by itself."""
         return False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from graphkb.codegen.builder import Builder, Value
 from graphkb.codegen.calls import Place, Writer
 from graphkb.ir.dims import Dim, maximum
-from graphkb.ir.graph import Graph
+from graphkb.ir.graph import Graph, bodies
 from graphkb.ir.node import Node
 from graphkb.ir.types import TensorType
 
@@ -45,6 +45,17 @@ class ControlCall(ABC):
     def results(self) -> tuple[Node, ...]:
         """The values that it writes to their places."""
         return tuple([item for item in self.items if item is not None])
+
+    @property
+    def name(self) -> str:
+        """How reports name it."""
+        return self.node.op.name
+
+    @property
+    def named_bodies(self) -> list[tuple[str, Program]]:
+        """The programs of the bodies, with the names of the attributes that hold their graphs."""
+        names = [name for name, _ in bodies(self.node)]
+        return [(names[min(place, len(names) - 1)], body) for place, body in enumerate(self.bodies)]
 
     @property
     def bound(self) -> list[Node]:

@@ -30,7 +30,6 @@ from graphkb.runtime.state_lock import state_lock
 if TYPE_CHECKING:
     from graphkb.codegen.builder import Builder
     from graphkb.codegen.engine import Engine
-    from graphkb.codegen.kernels import Kernels
     from graphkb.codegen.program import Program
     from graphkb.codegen.target import Target
     from graphkb.codegen.timing import Watch
@@ -211,7 +210,7 @@ class NativePlan(CompiledPlan):
         return self.engine.assembly()
 
     def report(self) -> Report:
-        steps = tuple(native_steps(self.fused, self.program.kernels, self.sizes))
+        steps = tuple(native_steps(self.program, self.sizes))
         # Where sizes are left open, the plan does not know what is alive.
         alive = self.program.memory.lower_bound
         alive_bytes = alive if isinstance(alive, int) else None
@@ -430,15 +429,16 @@ def _control_plan(node: Node, target: Target, options: Options) -> NativePlan:
     return NativePlan(graph, graph, target, options)
 
 
-def native_steps(fused: Graph, kernels: Kernels, sizes: Mapping[Symbol, int] | None = None) -> Iterator[ReportStep]:
-    """The kernels, loops and branches of a native graph in order; behind each loop or branch what it consists of."""
-    for node in fused.nodes:
-        if node.op.kind == "fused":
-            yield _native_step(node, kernels.of(node).name, sizes)
-        elif is_control(node):
-            yield _native_step(node, node.op.name, sizes)
-            for name, body in bodies(node):  # as deep as bodies nest
-                yield from (replace(step, name=f"{name}/{step.name}") for step in native_steps(body, kernels, sizes))
+def native_steps(program: Program, sizes: Mapping[Symbol, int] | None = None) -> Iterator[ReportStep]:
+    """The kernels, loops and branches of a program as its graph lists them, and behind each what it consists of."""
+    calls = {call.node: call for call in program.calls if call.node is not None}
+    for node in program.graph.nodes:
+        call = calls.get(node)
+        if call is None:
+            continue
+        yield _native_step(node, call.name, sizes)
+        for name, body in call.named_bodies:  # as deep as bodies nest
+            yield from (replace(step, name=f"{name}/{step.name}") for step in native_steps(body, sizes))
 
 
 def _native_step(node: Node, name: str, sizes: Mapping[Symbol, int] | None = None) -> ReportStep:
