@@ -279,6 +279,27 @@ def test_running_sums_of_unknown_length_ahead_of_time(exclusive: bool, backward:
             np.testing.assert_array_equal(result, np.flip(sums, axis) if backward else sums)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize(("exclusive", "backward"), [(False, False), (True, True)])
+@pytest.mark.parametrize("dims", [(9, 40), (5, 3, 1300), (1537,), (6, 1), (4, 0)])
+def test_running_sums_of_what_is_computed_ahead(
+    dims: tuple[int, ...], exclusive: bool, backward: bool, dtype: str
+) -> None:
+    from graphkb.ops import reduce
+
+    a = values(dims, dtype)
+    x = K.placeholder(dims, dtype=dtype)
+    costly = K.tanh(x) * K.exp(x)
+    (taken,) = native([x], [costly], [a], "host")
+    turned = np.flip(taken, -1) if backward else taken
+    sums = np.cumsum(turned, -1, "float32" if dtype == "float16" else dtype)
+    if exclusive:
+        sums = np.concatenate([np.zeros_like(sums[..., :1]), sums[..., :-1]], -1)
+    wanted = (np.flip(sums, -1) if backward else sums).astype(dtype)
+    output = Tensor(reduce.cumsum(costly.node, len(dims) - 1, exclusive, backward))
+    np.testing.assert_array_equal(native([x], [output], [a], "host")[0], wanted)
+
+
 # ---------------------------------------------------------------------------------------------- ahead of time
 def compiled(function: Any, tmp_path: Path) -> Any:
     files = graphkb.compile(function, tmp_path / "net")

@@ -77,6 +77,8 @@ KERNELS: list[tuple[str, Callable[..., Any], list[np.ndarray], str]] = [
     ("gather", K.gather, [normal(50, 301), RANDOM.integers(0, 50, 901).astype(np.int32)], "parallel i0 by "),
     ("running sums", lambda x: K.cumsum(x, 1), [normal(301, 603)], "parallel i0 by "),
     ("running sums of columns", lambda x: K.cumsum(x, 0), [normal(603, 1100)], "parallel i1 by "),
+    ("running sums of costly values", lambda x: K.cumsum(K.exp(x), 1), [normal(301, 603)], "parallel i0 by "),
+    ("one running sum of costly values", lambda x: K.cumsum(K.exp(x)), [normal(300_001)], ""),
     ("one running sum", lambda x: K.cumsum(x), [normal(300_001)], ""),
     ("small", lambda x: K.exp(x) + 1.0, [normal(1000)], ""),
     ("scalar", lambda x: x + 1.0, [normal()], ""),
