@@ -31,7 +31,7 @@ class Nest:
 
 
 def lower_nest(nest: Nest, named: dict[Node, Buffer], out: Buffer, target: Target) -> list[Stmt]:
-    """A nest as statements; where windows read padding, what they read of it is told apart from the rest."""
+    """A nest as statements; what reads padding or another operand of a concatenation is told apart."""
     statements: list[Stmt] = []
     variables: dict[tuple[int, Dim], Var] = {}
     for begins, sizes in _regions(nest.root, named):
@@ -43,11 +43,11 @@ def lower_nest(nest: Nest, named: dict[Node, Buffer], out: Buffer, target: Targe
 
 
 def _regions(root: Node, named: dict[Node, Buffer]) -> list[Region]:
-    """The parts of a node between which it matters whether padding is read; mostly one."""
+    """The parts of a node between which it matters whether padding is read, or which operand; mostly one."""
     axes = [Var(f"i{axis}", n) for axis, n in enumerate(root.shape)]
     reader = Reader(named)
     reader.read(root, tuple(map(along, axes)))
-    return regions(axes, reader.edges)
+    return regions(axes, reader.edges, reader.joints)
 
 
 def _lower(kept: list[Var], reduced: list[Var], store: Store, combine: Combine | None, target: Target) -> list[Stmt]:
@@ -87,6 +87,7 @@ def read_nest(
         axes, begins = [Var(f"i{axis}", n) for axis, n in enumerate(root.shape)], [0] * root.ndim
     index = tuple([along(v).shifted(begin) for v, begin in zip(axes, begins)])
     value = reader.read(root, index)
+    assert not reader.joints, "a part that reads two operands of a concatenation"
     place = nest.offset
     for i, step in zip(index, nest.steps):
         place = place.plus(i.scaled(step))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from itertools import product as every
 
 from graphkb.codegen.loops import Affine, Apply, Buffer, Const, IndexValue, Load, Lookup, LoopExpr, SizeValue, Var
@@ -10,6 +11,8 @@ from graphkb.ir.dims import Dim, Shape
 
 # A position along an axis and how many elements that has: what may lie outside.
 Edge = tuple[Affine, int]
+# A position along an axis and where the operands of a concatenation begin on it.
+Joint = tuple[Affine, tuple[int, ...]]
 # Where a part of a result begins along each axis, and its sizes.
 Region = tuple[tuple[Dim, ...], Shape]
 
@@ -67,27 +70,25 @@ def padded_load(
     return apply("select", (inside, lookup(base.buffer, base.index, 1, moved), fill), fill.dtype)
 
 
-def regions(axes: Sequence[Var], edges: Sequence[Edge]) -> list[Region]:
+def regions(axes: Sequence[Var], edges: Sequence[Edge], joints: Sequence[Joint] = ()) -> list[Region]:
     """The parts of a result in the order of memory: along each axis those at whose places all positions lie inside.
 
-    What lies before and behind them are parts of their own.
+    What lies before and behind them are parts of their own, and no part reads two operands of a concatenation.
     """
     ranges: list[list[tuple[Dim, Dim]]] = []
     for axis in axes:
-        inside = _inside_range(axis, edges)
-        if inside is None:
+        if not isinstance(axis.extent, int):
             ranges.append([(0, axis.extent)])
             continue
-        low, high, total = inside
-        cuts = [(0, low), (low, high), (high, total)]
-        ranges.append([(begin, end - begin) for begin, end in cuts if end > begin])
+        cuts = {0, axis.extent, *_inside_range(axis, edges), *_begins(axis, joints)}
+        ranges.append([(begin, end - begin) for begin, end in pairwise(sorted(cuts))] or [(0, axis.extent)])
     return [(tuple([b for b, _ in cell]), tuple([n for _, n in cell])) for cell in every(*ranges)]
 
 
-def _inside_range(axis: Var, edges: Sequence[Edge]) -> tuple[int, int, int] | None:
-    """From where to where along an axis all positions lie inside, and its size; None if no position asks for it."""
+def _inside_range(axis: Var, edges: Sequence[Edge]) -> tuple[int, ...]:
+    """From where to where along an axis all positions lie inside; nothing if no position asks for it."""
     if not isinstance(axis.extent, int) or axis.extent < 1:
-        return None
+        return ()
     low, high, asked = 0, axis.extent, False
     for index, count in edges:
         step, rest = index.factor(axis), limits(index.substituted({axis: Affine()}))
@@ -96,10 +97,18 @@ def _inside_range(axis: Var, edges: Sequence[Edge]) -> tuple[int, int, int] | No
         asked = True
         low = max(low, -(rest[0] // step))
         high = min(high, (count - 1 - rest[1]) // step + 1)
-    if not asked:
-        return None
     low = min(low, axis.extent)
-    return low, max(low, high), axis.extent
+    return (low, max(low, high)) if asked else ()
+
+
+def _begins(axis: Var, joints: Sequence[Joint]) -> set[int]:
+    """Where along an axis other operands of concatenations begin."""
+    found: set[int] = set()
+    for index, begins in joints:
+        offset = index.substituted({axis: Affine()}).offset
+        if index.factor(axis) == 1 and isinstance(offset, int) and isinstance(axis.extent, int):
+            found.update(begin - offset for begin in begins if 0 < begin - offset < axis.extent)
+    return found
 
 
 def _number(dim: Dim) -> LoopExpr:

@@ -229,7 +229,7 @@ def _side_by_side(root: Node, named: dict[Node, Buffer], out: Buffer, target: Ta
         for column in range(x.shape[-1]):
             at = linear(root.shape, (*index, Affine((), len(stores))))
             stores.append(Store(out, at, reader.read(x, (*index, Affine((), column)))))
-    if reader.reductions:
+    if reader.reductions or reader.joints:
         return []
     kept, stores = collapse([v for v in axes if v.extent != 1], stores)
     return interleave(kept, [s for s in stores if isinstance(s, Store)], [], target)

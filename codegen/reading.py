@@ -20,7 +20,7 @@ from graphkb.codegen.loops import (
     Var,
     affine,
 )
-from graphkb.codegen.padding import Edge, is_inside, padded_load
+from graphkb.codegen.padding import Edge, Joint, is_inside, limits, padded_load
 from graphkb.ir.dims import Dim, Shape
 from graphkb.ir.node import Node
 
@@ -69,6 +69,8 @@ class Reader:
         self.reductions: list[Reduction] = []
         # Where elements of padding may be read: positions along an axis, and how many elements that has.
         self.edges: list[Edge] = []
+        # Where concatenations are read, if it depends on loops which operand that is.
+        self.joints: list[Joint] = []
         self._known: dict[tuple[Node, tuple[Affine, ...]], LoopExpr] = {}
         self._loads: dict[tuple[Buffer, Affine], Load] = {}
 
@@ -115,6 +117,8 @@ class Reader:
                 return self.read(node.inputs[0], index)
             case "pad" | "pad_value":
                 return self._padded(node, index)
+            case "concatenate":
+                return self._joined(node, index)
             case "gather":
                 return self._gather(node, index)
             case name if name in REDUCTIONS:
@@ -150,6 +154,20 @@ class Reader:
             return self.read(x, place)
         self.edges += edges.values()
         return padded_load(lambda at: self.load(x, at), place, edges, strides(x.shape), fill)
+
+    def _joined(self, node: Node, index: tuple[Affine, ...]) -> LoopExpr:
+        """An element of the operand that the position along the axis lies in; of the first where that depends."""
+        axis: int = node.attrs["axis"]
+        found, begin, begins = limits(index[axis]), 0, list[int]()
+        for x in node.inputs:
+            n = x.shape[axis]
+            assert isinstance(n, int), "operands of unknown sizes are joined in memory"
+            if found is not None and begin <= found[0] and found[1] < begin + n:
+                return self.read(x, tuple([p.shifted(-begin) if i == axis else p for i, p in enumerate(index)]))
+            begins.append(begin)
+            begin += n
+        self.joints.append((index[axis], tuple(begins)))
+        return self.read(node.inputs[0], index)
 
     def _gather(self, node: Node, index: tuple[Affine, ...]) -> LoopExpr:
         x, indices = node.inputs

@@ -16,6 +16,7 @@ from graphkb.ops.random import DRAWS
 from graphkb.passes.expand_sparse import ExpandSparse
 from graphkb.passes.guard_indices import GuardIndices
 from graphkb.passes.index_spaces import Space, axes_in, map_space, reduction_space
+from graphkb.passes.joined_views import MOST_READERS, Cuts, is_cut_well, runs_along, with_cuts
 from graphkb.passes.merge_kernels import Unit, merge_kernels
 from graphkb.passes.row_axes import (
     COLUMN,
@@ -176,6 +177,7 @@ class _Group:
         axes: along which axes of the root each member runs.
         parts: the operands of the root that need each member, where the root consists of parts.
         cores: the reduction or product of each part.
+        cuts: where the operands of concatenations that it reads in place begin, along each axis of more than one place.
     """
 
     root: Node
@@ -185,6 +187,7 @@ class _Group:
     axes: dict[Node, Axes] = field(default_factory=dict)
     parts: dict[Node, frozenset[Node]] = field(default_factory=dict)
     cores: dict[Node, Node] = field(default_factory=dict)
+    cuts: Cuts = field(default_factory=dict)
 
 
 class _Groups:
@@ -204,6 +207,8 @@ class _Groups:
         # Views of memory that products read through, and padding that windows do.
         self.views: set[Node] = set()
         self.edges: set[Node] = set()
+        # Concatenations that element-wise kernels read in place, and the views of memory that those join.
+        self.joins: set[Node] = set()
         for node in reversed(graph.nodes):
             if node.op.kind != "leaf":
                 self._place(node)
@@ -216,7 +221,10 @@ class _Groups:
         elif not stored and self._is_operand_view(node):
             self.views.add(node)
         else:
-            stored = stored or node.op.name in SCATTERED
+            if node.op.name in SCATTERED:
+                stored = stored or not self._is_read_in_place(node)
+            elif node.op.name in AFFINE_VIEWS and any(user in self.joins for user in self.users[node]):
+                self.joins.add(node)
             stored = stored or any(self._must_stand(node, user) for user in self.users[node])
         for user in self.users[node]:
             if stored:
@@ -243,7 +251,8 @@ class _Groups:
 
     def _must_stand(self, node: Node, user: Node) -> bool:
         """Whether a user, perhaps a view that others read through, needs its operand in memory."""
-        return must_stand(node, user) or user in self.views or user in self.edges
+        joined = user in self.joins and node not in self.joins
+        return must_stand(node, user) or user in self.views or user in self.edges or joined
 
     def _is_read_through(self, node: Node) -> bool:
         """Whether windows read padding, or its elements in another shape, without a copy."""
@@ -268,6 +277,32 @@ class _Groups:
             return bool(node.attrs["steps"][-1:] == (1,))
         # Rows and columns of the product must stay neighbors.
         return all(user.op.name == "conv" and _keeps_neighbors(node, user) for user in users)
+
+    def _is_read_in_place(self, node: Node) -> bool:
+        """Whether element-wise kernels read a concatenation of views of memory as if it were written out."""
+        users = self.users[node]
+        groups = list(dict.fromkeys([g for user in users for g in self.member.get(user, ())]))
+        if not is_cut_well(node) or not 0 < len(groups) <= MOST_READERS:
+            return False
+        if not all(i.op.name in AFFINE_VIEWS or (i.op.kind == "leaf" and not is_inline_leaf(i)) for i in node.inputs):
+            return False
+        every = [with_cuts(group.cuts, node) if self._runs_along(node, group) else None for group in groups]
+        if any(cuts is None for cuts in every):
+            return False
+        for group, cuts in zip(groups, every):
+            group.cuts = cuts or {}
+        self.joins.add(node)
+        return True
+
+    def _runs_along(self, node: Node, group: _Group) -> bool:
+        """Whether a kernel without sums reads a node only where it writes."""
+        users = {user: group.axes[user] for user in self.users[node] if user in group.rounds}
+        tops = {part for user in users for part in group.parts.get(user, ())} or {group.root}
+        if group.core is not None or group.cores:
+            return False
+        if group.root.op.name in SCATTERED and (group.root.op.name not in JOINED or group.root in tops):
+            return False
+        return runs_along(node, users, tops)
 
     def _enter(self, node: Node, group: _Group) -> None:
         group.rounds[node], group.axes[node] = self._rounds(node, group), self._axes(node, group)
@@ -345,6 +380,8 @@ class _Groups:
 
     def _core_joins(self, core: Node, group: _Group) -> bool:
         """Whether a reduction or product joins: as the only one, or as one more over the rows of a kernel."""
+        if group.cuts:
+            return False
         once = len(self.users[core]) == 1 and self._rounds(core, group) == core.type.size
         if group.root.op.name in JOINED:
             parts = self._parts(core, group)
@@ -445,7 +482,7 @@ class _Groups:
         """What the loops of a kernel run over; None where other kernels can not share them."""
         root, core = group.root, group.core
         guards = any(user.op.name == "guard" and root is user.inputs[1] for user in self.users[root])
-        if root.op.name in SCATTERED or guards:
+        if root.op.name in SCATTERED or guards or group.cuts:
             return None
         if core is None:
             return map_space(root)

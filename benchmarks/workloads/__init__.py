@@ -8,6 +8,7 @@ from benchmarks.workloads import (
     convolution,
     dense,
     elementwise,
+    models,
     moves,
     networks,
     processes,
@@ -27,6 +28,7 @@ THEMES: dict[str, tuple[Workload, ...]] = {
     "convolution": convolution.WORKLOADS,
     "networks": networks.WORKLOADS,
     "recurrent": recurrent.WORKLOADS,
+    "models": models.WORKLOADS,
     "chains": chains.WORKLOADS,
     "processes": processes.WORKLOADS,
 }
