@@ -190,13 +190,18 @@ def test_every_workload_knows_only_real_dialects() -> None:
                 assert set(workload.distributions) <= dialects, workload.name
 
 
-@pytest.mark.parametrize("name", ["call", "ew_1e3", "dense_b1", "mlp_inf_1", "chain_100", "digits_train"])
+MODELS = ["gaussian_mixture", "life", "monte_carlo", "nbody", "reaction_diffusion", "transformer", "word2vec_train"]
+
+
+@pytest.mark.parametrize("name", ["call", "ew_1e3", "dense_b1", "mlp_inf_1", "chain_100", "digits_train", *MODELS])
 def test_numpy_agrees_with_the_reference(name: str) -> None:
     (result,) = run_job(WORKLOADS[name].job([NumPy()]), FAST)
     assert (result.state, result.detail) == ("ok", "")
 
 
-@pytest.mark.parametrize("name", ["call", "ew_1e3", "dense_b1", "mlp_inf_1", "chain_100", "digits_train", "erf"])
+@pytest.mark.parametrize(
+    "name", ["call", "ew_1e3", "dense_b1", "mlp_inf_1", "chain_100", "digits_train", "erf", *MODELS]
+)
 def test_graphkb_agrees_with_the_reference(name: str) -> None:
     ours = next(peer for peer in PEERS if peer.name == "graphkb")
     (result,) = run_job(WORKLOADS[name].job([ours]), FAST)
@@ -221,3 +226,22 @@ def test_finite_differences_confirm_the_reference_gradients() -> None:
     up, down = (loss([p + s * h * d for p, d in zip(params, direction)]) for s in (1, -1))
     slope = sum(float((g * d).sum()) for g, d in zip(step.gradients(params, x, y), direction))
     assert (up - down) / (2 * h) == pytest.approx(slope, rel=1e-6)
+
+
+def test_finite_differences_confirm_the_gradients_of_embeddings() -> None:
+    step = WORKLOADS["word2vec_train"]
+    assert isinstance(step, TrainingStep)
+    arrays = list(step.inputs().values())
+    params = [p.astype(np.float64) for p in step.params()]
+    word, near, far = arrays
+
+    def loss(params: list[np.ndarray]) -> float:
+        v, u, n = params[0][word], params[1][near], params[1][far]
+        apart = np.logaddexp(0, (v[:, None] * n).sum(-1)).sum(-1)
+        return float((np.logaddexp(0, -(v * u).sum(-1)) + apart).mean())
+
+    rng = np.random.default_rng(0)
+    direction = [rng.standard_normal(p.shape) for p in params]
+    up, down = (loss([p + s * 1e-6 * d for p, d in zip(params, direction)]) for s in (1, -1))
+    slope = sum(float((g * d).sum()) for g, d in zip(step.gradients(params, *arrays), direction))
+    assert (up - down) / 2e-6 == pytest.approx(slope, rel=1e-6)
