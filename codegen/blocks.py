@@ -48,6 +48,8 @@ _FEWER = 16
 _STEP = 64
 # Rows that a sweep adds up before the sums are carried on in a wider type.
 _LONGEST_SWEEP = SHORT
+# Float32 sums of so many elements are more exact than float16.
+_ROUGH = 1 << 20
 # Elements in a row below which several rows together are as good as one of several times the length.
 _NARROW = 64
 _WIDE = 256
@@ -169,9 +171,10 @@ def _block_length(
         return 0
     innermost, lanes = kept[-1] if along_kept else reduced[-1], 2 if target.vector_bits else 1
     time = rounds * sum(picoseconds(s, lanes, innermost, target) for s in statements)
-    count = min(_MOST, time // PART, sums[0] // (_FEWER if kept else 2))
-    # Few blocks of long rows: threads had better share the columns.
-    if count < (ENOUGH if columns >= ENOUGH * RUN else 2):
+    # The results of blocks of long rows take time; with few of them threads had better share the columns.
+    least, most = (ENOUGH, ENOUGH) if columns >= ENOUGH * RUN else (2, _MOST)
+    count = min(most, time // PART, sums[0] // (_FEWER if kept else 2))
+    if count < least:
         return 0
     length = -(-sums[0] // count)
     step = min(_STEP, 1 << (length.bit_length() - 1))
@@ -301,9 +304,10 @@ def _jumps(kept: Sequence[Var], reduced: Sequence[Var], rounds: Sequence[Combine
 
 
 def _widened(reduced: Sequence[Var], combines: list[Combine], once: list[Store]) -> tuple[list[Combine], list[Store]]:
-    """Long float32 sums are accumulated in float64, also from block to block."""
+    """Long float32 sums are accumulated in float64, also from block to block, unless they are rounded to float16."""
     count = product([v.extent for v in reduced])
-    if isinstance(count, int) and count <= SHORT:
+    rough = all(s.buffer.dtype == "float16" for s in once)
+    if isinstance(count, int) and count <= (_ROUGH if rough else SHORT):
         return combines, once
     statements: list[Stmt] = list(once)
     wide: list[Combine] = []

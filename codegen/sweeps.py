@@ -94,6 +94,8 @@ def schedule_sweeps(
     several = _rows_together(rounds, full, _streams(rounds, column, row), row)
     lanes = vector_length(rounds, column.extent, target, lambda w: 2 if several > 1 else 4 if w.cost <= 30 else 2)
     streams = [s for s in _streams(rounds, column, row) if not _is_near(s)]
+    if full or len(streams) > 1:
+        streams = []  # several streams keep memory busy by themselves
 
     def sweep(places: list[Affine], ahead: int) -> For:
         """One step over all columns: the rows at some places, with those that come later asked for."""
