@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -325,17 +327,43 @@ def test_every_source_file_is_in_its_identity(tmp_path: Path, monkeypatch: pytes
         (tmp_path / f"graphkb.{name}").mkdir()
         (tmp_path / f"graphkb.{name}" / "__init__.py").write_text("")
     monkeypatch.setattr(program_cache.importlib.util, "find_spec", Spec)
-    identity = program_cache.source_identity.__wrapped__
+    old = itertools.count(1_000_000)
+
+    def write(folder: str, name: str, text: str) -> None:
+        path = tmp_path / f"graphkb.{folder}" / name
+        path.write_text(text)
+        when = next(old)
+        os.utime(path, (when, when))
+
+    for name in program_cache._SOURCES:
+        write(name, "__init__.py", "")
+    identity = program_cache.find_sources
     seen = {identity()}
     for name in program_cache._SOURCES:
-        (tmp_path / f"graphkb.{name}" / "__init__.py").write_text("pass")
+        write(name, "__init__.py", "pass")
         seen.add(identity())
-        (tmp_path / f"graphkb.{name}" / "more.py").write_text("")
+        write(name, "__init__.py", "pass")  # of another time only
         seen.add(identity())
-    assert len(seen) == 1 + 2 * len(program_cache._SOURCES)
-    (tmp_path / "graphkb.ir" / "__init__.py").unlink()
-    (tmp_path / "graphkb.ir" / "more.py").unlink()
+        write(name, "more.py", "")
+        seen.add(identity())
+    assert len(seen) == 1 + 3 * len(program_cache._SOURCES)
+    assert all(seen)
+    changed = tmp_path / "graphkb.passes" / "more.py"
+    changed.write_text("# in an editor while this process runs")
     assert identity() == ""
+    changed.unlink()
+    assert identity()
+    for path in (tmp_path / "graphkb.ir").iterdir():
+        path.unlink()
+    assert identity() == ""
+
+
+def test_nothing_is_kept_of_a_compiler_that_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program_cache, "find_sources", lambda: "")
+    with options(kernel_cache=folder):
+        f = train()
+    f(draw())
+    assert not [path for path in folder.glob("*.kernels") if b'"module"' in path.read_bytes()]
 
 
 def test_every_part_of_a_call_is_decided_about() -> None:

@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphkb.ir import LOADED
 from graphkb.ir.dims import Symbol
 from graphkb.ir.graph import Graph
 from graphkb.ir.leaves import Array
@@ -123,10 +125,12 @@ def write_plan(place: Place | None, plan: Plan, options: Options) -> None:
     assert spec is not None
     defaults = {field.name: field.default for field in fields(CallSpec)}
     rest = set(defaults).difference(_KEPT, _MADE)
-    if any(getattr(spec, name) != defaults[name] for name in rest):
+    if any(getattr(spec, name) != defaults[name] for name in rest) or len(spec.bound) != len(plan.program.bound):
         return  # there is more to this call than an entry holds
     if not place.graph.seeds <= mere_seeds(plan.graph):
         return  # somebody may have looked at the value of a seed
+    if find_sources() != source_identity():
+        return  # somebody is changing the compiler
     bound: list[tuple[str, Any]] = []
     room = _MOST_BYTES
     for node in plan.program.bound:
@@ -167,8 +171,14 @@ def _tuples(value: Any) -> Any:
 
 @lru_cache(maxsize=1)
 def source_identity() -> str:
-    """A digest of which files the compiler consists of: their names, sizes and times; "" where they are no files."""
+    """A digest of which files the compiler consists of: their names, sizes and times; "" where that can not be told."""
+    return find_sources()
+
+
+def find_sources() -> str:
+    """`source_identity` of this moment; "" too where a file was changed since this process began to load them."""
     found: list[tuple[str, str, int, int]] = []
+    now = time.time_ns()
     for name in _SOURCES:
         spec = importlib.util.find_spec(f"graphkb.{name}")
         for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
@@ -180,7 +190,7 @@ def source_identity() -> str:
                             found.append((name, file.name, status.st_size, status.st_mtime_ns))
             except OSError:
                 return ""
-    if {name for name, *_ in found} != set(_SOURCES):
+    if {name for name, *_ in found} != set(_SOURCES) or any(LOADED * 1e9 < when <= now for *_, when in found):
         return ""
     return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
 
