@@ -61,6 +61,13 @@ def test_long_sums_are_as_accurate_as_numpys() -> None:
     assert abs(float(result) - exact) <= np.spacing(np.float32(abs(exact)))
 
 
+def test_long_sums_of_float16_are_rounded_once() -> None:
+    values = np.random.default_rng(3).random((7, 9001)).astype("float16")
+    x = K.placeholder(values.shape, dtype="float16")
+    result = K.function([x], [K.sum(x, axis=1)])([values])[0]
+    np.testing.assert_array_equal(result, values.sum(axis=1, dtype="float64").astype("float16"))
+
+
 def test_sums_over_an_unknown_number_of_rows() -> None:
     x = K.placeholder((None, 1500))
     f = K.function([x], [K.sum(x, axis=0), K.mean(x)])
