@@ -13,6 +13,7 @@ from graphkb.codegen.padding import Region, regions
 from graphkb.codegen.reading import Reader, along
 from graphkb.codegen.repeats import schedule_stores
 from graphkb.codegen.schedule import collapse, runs_along_kept
+from graphkb.codegen.shared_sums import schedule_shared_sums
 from graphkb.codegen.sweeps import suits_sweeps
 from graphkb.codegen.target import Target
 from graphkb.codegen.windows import schedule_window
@@ -57,8 +58,9 @@ def _lower(kept: list[Var], reduced: list[Var], store: Store, combine: Combine |
     if combine.accumulator.op in POSITIONS:
         return schedule_position(kept, reduced, store, combine, target)
     sweeps = runs_along_kept(kept, reduced, [combine]) and suits_sweeps(kept, reduced, [combine], target)
-    window = None if sweeps else schedule_window(kept, reduced, store, combine, target)
-    return window or reduce_in_blocks(kept, reduced, [combine], [], [store], target)
+    shared = None if sweeps else schedule_shared_sums(kept, reduced, store, combine, target)
+    window = None if sweeps or shared else schedule_window(kept, reduced, store, combine, target)
+    return shared or window or reduce_in_blocks(kept, reduced, [combine], [], [store], target)
 
 
 def lower_product(

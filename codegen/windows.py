@@ -185,13 +185,13 @@ def _written_out(
     total: LoopExpr | None = Const(0, accumulator.dtype) if accumulator.op == "sum" else None
     for cell in every(*[range(v.extent) for v in reduced if isinstance(v.extent, int)]):
         at = {**moved, **{v: Affine((), i) for v, i in zip(reduced, cell)}}
-        value = _value(combine, at, known)
+        value = value_at(combine, at, known)
         total = value if total is None else Apply(OPERATIONS[accumulator.op], (total, value), accumulator.dtype)
     assert total is not None
     return total
 
 
-def _value(combine: Combine, at: dict[Var, Affine], known: dict[Hashable, LoopExpr]) -> LoopExpr:
+def value_at(combine: Combine, at: dict[Var, Affine], known: dict[Hashable, LoopExpr]) -> LoopExpr:
     """The value that is combined, of loads and applications, where loop variables are replaced."""
     new: dict[LoopExpr, LoopExpr] = {}
     for expr in expressions([combine]):

@@ -255,6 +255,36 @@ def test_windows_read_padding_without_a_copy(target: Target) -> None:
             np.testing.assert_allclose(got, right, atol=1e-5)
 
 
+@all_targets
+def test_all_taps_of_a_gradient_are_summed_at_a_time(target: Target) -> None:
+    """Short sums, blocks within blocks, and windows too large for the registers."""
+    rng = np.random.default_rng(7)
+    inputs: list[Node] = []
+    outputs: list[Node] = []
+    for samples, places, channels, taps, stride in (
+        (1, (7, 6), 32, (3, 3), 1),
+        (9, (13, 11), 17, (3, 2), 2),
+        (2, (40, 41), 16, (2, 3), 1),
+        (3, (9, 12), 20, (7, 7), 1),
+        (1, (2051, 3), 16, (2, 2), 1),
+    ):
+        x = placeholder((samples, *places, channels, 1), "float32", "x")
+        counts = [(n - k) // stride + 1 for n, k in zip(places, taps)]
+        g = placeholder((samples, *counts, channels, 1), "float32", "g")
+        kernel = placeholder((*taps, channels, 1, 1), "float32", "k")
+        (gradient,) = gradients([conv(x, kernel, (stride, stride), (1, 1)) * g], [kernel])
+        assert gradient is not None
+        inputs += [x, g]
+        outputs.append(gradient)
+    graph = Simplify().apply(Graph(tuple(inputs), tuple(outputs)))
+    feeds = [rng.uniform(-1, 1, n.shape).astype(np.float32) for n in inputs]
+    expected = Program(Graph(tuple(inputs), tuple(outputs))).run(feeds)
+    compiled = build(inputs, graph.outputs, target)
+    for at_end in (True, False):
+        for got, right in zip(compiled(feeds, at_end), expected):
+            np.testing.assert_allclose(got, right, atol=2e-4)
+
+
 def test_sums_over_windows_keep_special_values() -> None:
     x = placeholder((1, 4, 16), "float32", "x")
     values = np.zeros((1, 4, 16), np.float32)
