@@ -30,6 +30,10 @@ from graphkb.ir.types import NUMPY_DTYPE
 
 # How long an axis of unknown size is taken to be beside known ones.
 _USUAL = 32
+# Results of more bytes are written row by row if so few products add up to an element, and all of B is so small.
+_LARGE_C, _SHORT_K, _SMALL_B = 1 << 20, 64, 1 << 18
+# Rows that pay for one more copy of B.
+_ROWS_PER_COPY = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +83,22 @@ class Gemm(Product):
     def one_block(self) -> bool:
         """Whether K is not cut."""
         return self.tiling.dots or (isinstance(self.k.extent, int) and self.k.extent <= self.tiling.block)
+
+    @property
+    def rows_at_once(self) -> int:
+        """Tiles of rows that meet all panels of columns before the next ones do; 0: all do.
+
+        Where K is short, a product mostly writes C, which memory takes best in long pieces.
+        """
+        t, (m, n, k) = self.tiling, (v.extent for v in (self.m, self.n, self.k))
+        if t.dots or t.streams or t.pack_a or self.segments or not self.one_block:
+            return 0
+        if not (isinstance(m, int) and isinstance(n, int) and isinstance(self.depth, int)):
+            return 0
+        size = NUMPY_DTYPE[self.dtype].itemsize
+        long = n > t.width and m * n * size >= _LARGE_C and self.depth <= _SHORT_K and self.depth * n * size <= _SMALL_B
+        copied = t.pack_b or (n % t.lanes != 0 and not t.masks)
+        return max(1, _ROWS_PER_COPY // t.rows if copied else 1) if long else 0
 
     @property
     def packed_a(self) -> Dim:

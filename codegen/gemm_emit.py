@@ -115,8 +115,22 @@ class _Product(Operands):
         """Some panels of columns, and of each some tiles of rows, all if none are told."""
         if self.t.streams:
             self._stream(begin, end)
+        elif self.kernel.rows_at_once:
+            self._row_blocks(begin, end, rows)
         else:
             self._panels(begin, end, lambda panel: self._panel(panel, rows))
+
+    def _row_blocks(self, begin: Size, end: Size, rows: tuple[Size, Size] | None) -> None:
+        """All panels for some tiles of rows after another."""
+        math, step = self.math, self.kernel.rows_at_once
+        m = self.size(self.kernel.m.extent)
+        first, last = rows if rows is not None else (0, math.div(math.add(m, self.t.rows - 1), self.t.rows))
+
+        def block(at: Size) -> None:
+            some = at, math.minimum(math.add(at, step), last)
+            self._panels(begin, end, lambda panel: self._panel(panel, some))
+
+        math.loop(first, last, step, block, "rows")
 
     def _panels(self, begin: Size, end: Size, each: Callable[[Panel], None]) -> None:
         t, math = self.t, self.math

@@ -8,11 +8,23 @@ from dataclasses import dataclass
 from graphkb.codegen.blocks import reduce_in_blocks
 from graphkb.codegen.extrema import schedule_position
 from graphkb.codegen.gemm import Gemm, match_gemm
-from graphkb.codegen.loops import POSITIONS, Affine, Buffer, Combine, Stmt, Store, Var
+from graphkb.codegen.loops import (
+    POSITIONS,
+    Affine,
+    Apply,
+    Buffer,
+    Combine,
+    Const,
+    Result,
+    Stmt,
+    Store,
+    Var,
+    expressions,
+)
 from graphkb.codegen.padding import Region, regions
 from graphkb.codegen.reading import Reader, along
 from graphkb.codegen.repeats import schedule_stores
-from graphkb.codegen.schedule import collapse, runs_along_kept
+from graphkb.codegen.schedule import collapse, replace_expr, runs_along_kept
 from graphkb.codegen.shared_sums import schedule_shared_sums
 from graphkb.codegen.sweeps import suits_sweeps
 from graphkb.codegen.target import Target
@@ -69,6 +81,11 @@ def lower_product(
     """The matrix kernel of a nest that sums products, or plain loops where none fits."""
     kept, reduced, store, combine = read_nest(nest, named, out)
     assert combine is not None
+    if not reduced:
+        # One product each: memory takes the result in its own order, and a sum that begins at 0 has no negative zero.
+        (result,) = [e for e in expressions([store]) if isinstance(e, Result)]
+        single = Apply("add", (Const(0, combine.accumulator.dtype), combine.value), combine.accumulator.dtype)
+        return schedule_stores(kept, replace_expr([store], {0}, result, single), target)
     matrix = match_gemm(name, (*named.values(), out), origins, kept, reduced, store, combine, target)
     return matrix or reduce_in_blocks(kept, reduced, [combine], [], [store], target)
 
