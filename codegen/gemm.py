@@ -90,7 +90,7 @@ class Gemm(Product):
 
         Where K is short, a product mostly writes C, which memory takes best in long pieces.
         """
-        t, (m, n, k) = self.tiling, (v.extent for v in (self.m, self.n, self.k))
+        t, m, n = self.tiling, self.m.extent, self.n.extent
         if t.dots or t.streams or t.pack_a or self.segments or not self.one_block:
             return 0
         if not (isinstance(m, int) and isinstance(n, int) and isinstance(self.depth, int)):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from graphkb.codegen.builder import Builder, Value
 from graphkb.codegen.builder_ops import mangled
+
+T = TypeVar("T")
 
 # Products that one lane adds up before the lanes are summed, which keeps rounding errors low.
 _RUN = 512
@@ -21,7 +24,7 @@ class Dots:
         dtype: of the sums and of C.
         a, b: the operands' dtypes in memory.
         lanes: elements of a vector.
-        rows, columns: of the tile; powers of 2.
+        rows, columns: of the tile; where columns are no power of 2, it is masked.
         depth: how many vectors along K add up beside each other, so that enough sums are in flight.
         masked: it stores only the rows and columns that exist, else whole tiles.
     """
@@ -41,9 +44,20 @@ class Dots:
         return f"dots.{kinds}.{self.rows}x{self.columns}x{self.depth * self.lanes}{'.m' if self.masked else ''}"
 
     @property
+    def slots(self) -> int:
+        """Places for the dot products of a row: as many as its columns, rounded up to a power of 2."""
+        return 1 << (self.columns - 1).bit_length()
+
+    @property
     def group(self) -> int:
-        """How many dot products one vector holds in the end."""
-        return min(self.lanes, self.rows * self.columns)
+        """How many places one vector has in the end; the last vector may have fewer."""
+        return min(self.lanes, 1 << (self.rows * self.slots).bit_length() - 1)
+
+    @property
+    def groups(self) -> list[int]:
+        """The places of each such vector, row after row: powers of 2."""
+        left = self.rows * self.slots
+        return [*[self.group] * (left // self.group), *([left % self.group] if left % self.group else [])]
 
     def call(
         self,
@@ -87,7 +101,7 @@ class _Writer:
         lanes = b.const(dots.lanes, "int64")
         run = b.const(_RUN * dots.lanes, "int64")
         whole = self.length if self.masks_k else b.imul(b.sdiv(self.length, lanes), lanes)
-        zeros = [b.const(0, dots.dtype, dots.group)] * (dots.rows * dots.columns // dots.group)
+        zeros = [b.const(0, dots.dtype, size) for size in dots.groups]
 
         def block(start: Value, *totals: Value) -> list[Value]:
             end = b.minimum(b.iadd(start, run), whole)
@@ -137,7 +151,15 @@ class _Writer:
             half = len(sums) // 2
             sums = [b.fadd(x, y) for x, y in zip(sums[:half], sums[half:])]
         sums = b.loop(whole, end, dots.lanes, single, sums, hint="rest")
-        return [sum_lanes(b, sums[i : i + dots.group]) for i in range(0, count, dots.group)]
+        return [sum_lanes(b, places) for places in self._grouped(sums)]
+
+    def _grouped(self, elements: Sequence[T]) -> list[list[T | None]]:
+        """What belongs to each dot product, arranged in places as vectors hold them; None where a place is free."""
+        dots = self.dots
+        free = [None] * (dots.slots - dots.columns)
+        rows = [elements[i * dots.columns : (i + 1) * dots.columns] for i in range(dots.rows)]
+        left: list[T | None] = [x for row in rows for x in (*row, *free)]
+        return [[left.pop(0) for _ in range(size)] for size in dots.groups]
 
     def _load(self, base: Value, at: Value, dtype: str, mask: Value | None) -> Value:
         b, dots = self.b, self.dots
@@ -149,11 +171,12 @@ class _Writer:
         """What is left of K without masks, element by element."""
         b, dots = self.b, self.dots
         pairs = [(row, column) for row in rows for column in columns]
+        grouped = self._grouped(pairs)
 
         def step(at: Value, *totals: Value) -> list[Value]:
             after = []
-            for group, total in enumerate(totals):
-                held = pairs[group * dots.group : (group + 1) * dots.group]
+            for places, total in zip(grouped, totals):
+                held = [pair or pairs[0] for pair in places]
                 x = self._elements([row for row, _ in held], at, dots.a)
                 y = self._elements([column for _, column in held], at, dots.b)
                 after.append(b.fma(x, y, total))
@@ -186,13 +209,13 @@ class _Writer:
 
     def _store_row(self, corner: Value, row: int, sums: list[Value]) -> None:
         b, dots = self.b, self.dots
-        piece = min(dots.columns, dots.group)
+        piece = min(dots.slots, dots.group)
         for j in range(0, dots.columns, piece):
-            group, lane = divmod(row * dots.columns + j, dots.group)
+            group, lane = divmod(row * dots.slots + j, dots.group)
             value = sums[group]
             if piece == 1:
                 value = b.extract(value, lane)
-            elif piece < dots.group:
+            elif piece < value.lanes:
                 value = b.shuffle(value, None, range(lane, lane + piece))
             place = b.gep(corner, j, dots.dtype) if j else corner
             if dots.masked and dots.columns > 1:
@@ -215,17 +238,29 @@ def fence(b: Builder, x: Value) -> Value:
     return b.call(f"llvm.arithmetic.fence.{mangled(x)}", x.dtype, x.lanes, [x])
 
 
-def sum_lanes(b: Builder, rows: list[Value]) -> Value:
-    """The sum of each vector's lanes, one in each lane of the result; no more vectors than lanes, a power of 2."""
+def sum_lanes(b: Builder, rows: Sequence[Value | None]) -> Value:
+    """The sum of each vector's lanes, one in each lane of the result; no more vectors than lanes, a power of 2.
+
+    Where None stands in the place of a vector, the result's lane may hold anything.
+    """
     count = len(rows)
     while len(rows) > 1:
         half = len(rows) // 2
-        rows = [fence(b, b.fadd(*interleaved(b, x, y))) for x, y in zip(rows[:half], rows[half:])]
+        rows = [_paired(b, x, y) for x, y in zip(rows[:half], rows[half:])]
     (total,) = rows
+    assert total is not None
     while total.lanes > count:
         half = total.lanes // 2
         total = b.fadd(b.shuffle(total, None, range(half)), b.shuffle(total, None, range(half, 2 * half)))
     return total
+
+
+def _paired(b: Builder, x: Value | None, y: Value | None) -> Value | None:
+    """Half as many sums of each of two vectors' lanes, in turns."""
+    held = x if x is not None else y
+    if held is None:
+        return None
+    return fence(b, b.fadd(*interleaved(b, held if x is None else x, held if y is None else y)))
 
 
 def transposed(b: Builder, rows: list[Value]) -> list[Value]:

@@ -310,11 +310,20 @@ def _dots(p: Product, target: Target) -> list[Tiling]:
     near = p.b.index.factor(p.k) == 1
     if narrow or not (near or (length_of(p.n) <= lanes and p.b.index.factor(p.n) == 1)):
         return []
-    side, sums = (4, 16) if _registers(target)[0] == 24 else (4, 8)
-    rows, columns = (min(side, _power(length_of(v))) for v in (p.m, p.n))
-    rows = min(rows, sums // columns)
     masks = all(target.can_mask(d) for d in (p.a.dtype, p.b.dtype, p.dtype))
+    rows, columns = (min(4, _power(length_of(v))) for v in (p.m, p.n))
+    if _registers(target)[0] < 24:
+        rows = min(rows, 8 // columns)
+    elif masks and columns == 4:
+        # With more registers tiles are as large as it takes to cover rows and columns with little in excess.
+        columns = _side(length_of(p.n), (4, 5, 6, 7))
+        rows = _side(length_of(p.m), (4, 5, 6) if columns == 4 else (24 // columns,)) if rows == 4 else rows
     return [Tiling(lanes, rows, columns, max(1, length_of(p.k)), False, not near, True, False, masks, rows)]
+
+
+def _side(length: int, sides: Sequence[int]) -> int:
+    """The side that covers a length with least in excess, the first of several such."""
+    return min(sides, key=lambda side: -(-length // side) * side)
 
 
 def _power(number: int) -> int:

@@ -237,6 +237,56 @@ def test_few_rows_or_columns(target: Target) -> None:
 
 
 @targets
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_dot_products_of_five_to_seven(dtype: str, target: Target) -> None:
+    """Tiles of dot products whose sides are no powers of 2, whole and cut short."""
+    sizes = [
+        (5, 70, 13),
+        (13, 70, 5),
+        (6, 33, 6),
+        (20, 100, 7),
+        (7, 100, 21),
+        (9, 64, 6),
+        (3, 50, 5),
+        (2, 50, 7),
+        (1, 40, 6),
+    ]
+    check([Case(*size, dtype, False, turn) for size in sizes for turn in (False, True)], target)
+    if target.is_avx512:
+        cases = [Case(5, 1024, 128, dtype, False, True), Case(255, 500, 6, dtype)]
+        kernels = products(build_cases(cases, target)[0].program)
+        assert [(k.tiling.dots, {k.tiling.rows, k.tiling.width}) for k in kernels] == [(True, {5, 4}), (True, {4, 6})]
+
+
+@targets
+@pytest.mark.parametrize("turn", TURNS, ids=str)
+def test_large_results_of_short_sums(turn: tuple[bool, bool], target: Target) -> None:
+    """All columns of some rows come before the next rows."""
+    cases = [
+        Case(701, 7, 513, "float32", *turn),
+        Case(301, 9, 517, "float64", *turn),
+        Case(1030, 3, 300, "float16", *turn),
+    ]
+    assert products(build_cases(cases, target)[0].program)[0].rows_at_once > 0
+    check(cases, target)
+
+
+@targets
+def test_outer_products(target: Target) -> None:
+    """Each element is one product plus 0, so there are no negative zeros, as in NumPy."""
+    check(
+        [Case(17, 1, 33), Case(3, 1, 5, "float64", True, True), Case(9, 1, 4, "float16"), Case(5, 1, 6, batch=(3,))],
+        target,
+    )
+    x, y = placeholder((2, 1), "float32", "x"), placeholder((1, 2), "float32", "y")
+    values = np.array([[-1], [2]], np.float32), np.array([[0, np.inf]], np.float32)
+    (got,) = build([x, y], [linalg.dot(x, y, (), (), (1,), (0,))], target)(values, True)
+    want = np.matmul(*values)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(np.signbit(got), np.signbit(want))
+
+
+@targets
 def test_matrices_that_stream_by(target: Target) -> None:
     cases = [Case(m, k, n) for m, k, n in [(1, 401, 400), (1, 400, 401), (2, 1030, 1090), (13, 1027, 1100)]]
     check(
