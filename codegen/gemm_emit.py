@@ -94,6 +94,11 @@ class _Product(Operands):
             if group == 1 and not kernel.keeps:
                 run(piece, math.known(begin), math.known(end))
                 return
+            if parts.axis == "rows":
+                # One copy of a panel of B does for all consecutive groups.
+                piece.slot = math.known(begin)
+                run(piece, math.mul(piece.slot, group), math.minimum(math.mul(math.known(end), group), units))
+                return
 
             def one(slot: Size) -> None:
                 piece.slot = slot

@@ -24,8 +24,8 @@ _MANY, _SHORT = 16, 50_000
 _PANELS = 8
 # Memory that threads write is there once for each group of units, at most so many times.
 _MOST_GROUPS = 16
-# Rows that pay for one more copy of a panel of B.
-_ROWS_PER_COPY = 128
+# Rows that pay for one more copy of a panel of B, and how few do where there would be one group only.
+_ROWS_PER_COPY, _FEWEST_ROWS = 128, 32
 # What an unknown size counts as.
 _UNKNOWN = 512
 
@@ -86,7 +86,8 @@ def share_out(p: Product, outer: Sequence[Var], t: Tiling, keeps: bool, awake: b
         axis, units, each = "rows", tiles, _nanoseconds(p, t.rows, n, k)
     group: Dim = _ceil(units, _MOST_GROUPS) if keeps else 1
     if axis == "rows" and t.pack_b:
-        group = maximum(group, -(-_ROWS_PER_COPY // t.rows))
+        most, fewest = (-(-count // t.rows) for count in (_ROWS_PER_COPY, _FEWEST_ROWS))
+        group = maximum(group, max(fewest, min(most, -(-units // 2))) if isinstance(units, int) else most)
     return Parts(axis, units, group, each, awake)
 
 
