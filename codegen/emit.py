@@ -52,8 +52,10 @@ def emit_kernel(b: Builder, kernel: Kernel) -> None:
         pointers = {buffer.position: value for buffer, value in zip(kernel.buffers, values)}
         sizes = dict(zip(kernel.symbols, values[len(values) - len(kernel.symbols) :]))
         body = Body(b, pointers, sizes)
+        # Where the scratch memory has no bytes, nothing reads or writes it, whatever its address.
+        scratch = values[len(kernel.buffers)] if kernel.scratch != 0 else values[0]
         for buffer, place in kernel.scratch_places.items():
-            body.scratch[buffer] = b.byte_offset(values[len(kernel.buffers)], body.sizes.value(place))
+            body.scratch[buffer] = b.byte_offset(scratch, body.sizes.value(place))
         body.run(kernel.body)
         b.ret()
 
