@@ -67,7 +67,7 @@ def spread_operands(
         target: the machine.
     """
     extents = [v.extent for v in (*kept, *reduced) if isinstance(v.extent, int)]
-    if len(kept) < 2 or len(extents) < len(kept) + len(reduced) or not target.vector_bits:
+    if len(kept) < 2 or len(extents) < len(kept) + len(reduced) or 0 in extents or not target.vector_bits:
         return None
     outer, inner = kept[-2], kept[-1]
     length = extents[len(kept) - 1]

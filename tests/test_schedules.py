@@ -184,3 +184,13 @@ def test_what_changes_with_groups_only_is_spread() -> None:
     factors = np.random.default_rng(9).random((2, 1, 4, 1)).astype("float32")
     np.testing.assert_array_equal(f([values, factors])[0], values * factors)
     assert "scratch spread0: float32[64]" in f.dump(stage="loops")
+
+
+@pytest.mark.parametrize("shape", [(0, 300, 4, 8), (2, 0, 4, 8), (2, 300, 0, 8), (2, 300, 4, 0)])
+def test_nothing_is_spread_over_nothing(shape: tuple[int, ...]) -> None:
+    x, scale = K.placeholder(shape), K.placeholder((shape[0], 1, shape[2], 1))
+    with options(mode="native"):
+        f = K.function([x, scale], [x * scale, K.sum(x * scale, axis=(1, 3))])
+        results = f([np.ones(shape, "float32"), np.ones((shape[0], 1, shape[2], 1), "float32")])
+    assert [r.shape for r in results] == [shape, (shape[0], shape[2])]
+    assert not results[1].any()
