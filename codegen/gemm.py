@@ -261,10 +261,14 @@ def match_gemm(
     if near and (len(reduced) > 1 or len(kept) > 2):
         fitting = near
     product, tiling = choose_tiling(fitting, target)
+    left = _rows_of(product, kept)
+    if tiling.streams and len(left) > 1:
+        # The rows of the other axes would have B pass by again and again.
+        product, tiling = choose_tiling(fitting, target, streams=False)
+        left = _rows_of(product, kept)
     if not tiling.dots and not tiling.streams:
-        left = [v for v in kept if product.a.index.factor(v) != 0 and product.b.index.factor(v) == 0]
         product = with_rows(with_inner(product, tiling), tiling, left)
-        product, tiling = choose_tiling([product], target)
+        product, tiling = choose_tiling([product], target, streams=len(left) < 2)
     outer = tuple([v for v in kept if v not in (*product.rows, product.n)])
     body: tuple[Stmt, ...] = (combine,)
     for var in (product.k, *reversed(product.segments)) if reduced else ():
@@ -301,6 +305,11 @@ def _product(
     if any(not isinstance(v.extent, int) or v.extent == 0 for v in segments):
         return None
     return Product(m, n, k, (m,), tuple(segments), (), a, b, store, combine.accumulator)
+
+
+def _rows_of(p: Product, kept: Sequence[Var]) -> list[Var]:
+    """The axes of the result that only A has."""
+    return [v for v in kept if p.a.index.factor(v) != 0 and p.b.index.factor(v) == 0]
 
 
 def _longest(axes: Sequence[Var], a: Load) -> Var:

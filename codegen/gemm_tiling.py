@@ -147,17 +147,20 @@ class Product:
         return matching_loads(self.store) - {self.a.buffer.position, self.b.buffer.position}
 
 
-def choose_tiling(products: list[Product], target: Target) -> tuple[Product, Tiling]:
-    """The cheapest way to run a product on a target, given the ways to tell rows from columns."""
+def choose_tiling(products: list[Product], target: Target, streams: bool = True) -> tuple[Product, Tiling]:
+    """The cheapest way to run a product on a target, given the ways to tell rows from columns.
+
+    `streams` tells whether B may pass by in the order of memory, which is for products that meet it once.
+    """
     plans = []
     for p in products:
-        plans.append((p, _tiles(p, target)))
+        plans.append((p, _tiles(p, target, streams)))
         plans += [(p, tiling) for tiling in _dots(p, target)]
     return min(plans, key=lambda plan: _cycles(*plan))
 
 
 # ---------------------------------------------------------------------------------------------- tiles
-def _tiles(p: Product, target: Target) -> Tiling:
+def _tiles(p: Product, target: Target, streams: bool) -> Tiling:
     """Vectors along the columns."""
     lanes = target.lanes(p.dtype)
     while lanes // 2 >= length_of(p.n):
@@ -183,7 +186,7 @@ def _tiles(p: Product, target: Target) -> Tiling:
         masks=masks,
         most_rows=most,
     )
-    return _streamed(p, tiling) if _passes_by(p, tiling) and not costly else tiling
+    return _streamed(p, tiling) if streams and not costly and _passes_by(p, tiling) else tiling
 
 
 def with_inner(p: Product, tiling: Tiling) -> Product:
