@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 from graphkb.codegen.builder import Builder, Value
 from graphkb.codegen.emit_positions import Positions, first_lanes, is_float_extremum, is_search
@@ -101,9 +102,9 @@ class Body(Positions):
 
     def _prepare_stores(self, following: Sequence[Stmt]) -> None:
         """Compute what neighboring statements store before the first does: one may write over what another reads."""
-        for statement in following:
-            if not isinstance(statement, Store):
-                return
+        stores = list(takewhile(lambda statement: isinstance(statement, Store), following))
+        for statement in stores if len(stores) > 1 else ():
+            assert isinstance(statement, Store)
             self.value(statement.value)
 
     # ------------------------------------------------------------------ threads

@@ -36,8 +36,10 @@ State = tuple[Value, ...]
 
 # The bytes that one access to memory brings.
 _LINE = 64
-# Up to this distance elements are picked from vectors of neighbors rather than gathered.
+# Up to this distance elements are picked from vectors of neighbors rather than one by one; by the size of an element
+# where two registers may be permuted freely.
 _NEAR = 4
+_NEAR_IN_PERMUTATIONS = {2: 12, 4: 6}
 
 
 class Sizes:
@@ -195,20 +197,40 @@ class Values:
             if self.mask is not None:
                 return b.masked_load(address, dtype, self.mask)
             return b.load(address, dtype, self.lanes)
-        if self.mask is None and isinstance(step, int) and 2 <= step <= _NEAR and b.target.vector_bits:
-            first, width = self._index(load.index), min(b.target.lanes(dtype), self.lanes)
-            if width > 1:
+        if self._is_near(load):
+            assert isinstance(step, int)
+            held = "uint8" if dtype == "bool" else dtype
+            first, width = self._index(load.index), min(b.target.lanes(held), self.lanes)
+            if step < 0:
+                first = b.iadd(first, b.const(step * (self.lanes - 1), "int64"))
 
-                def neighbors(start: int) -> Value:
-                    at = first if start == 0 else b.iadd(first, b.const(start, "int64"))
-                    return b.load(b.gep(base, at, dtype), dtype, width)
+            def neighbors(start: int) -> Value:
+                at = first if start == 0 else b.iadd(first, b.const(start, "int64"))
+                return b.load(b.gep(base, at, held), held, width)
 
-                return every_nth(b, neighbors, width, step, self.lanes)
-        if step == -1 and self.mask is None:
-            first = b.isub(self._index(load.index), b.const(self.lanes - 1, "int64"))
-            forward = b.load(b.gep(base, first, dtype), dtype, self.lanes)
-            return b.shuffle(forward, None, range(self.lanes - 1, -1, -1))
+            if step == -1:
+                width = self.lanes
+                found = b.shuffle(neighbors(0), None, range(self.lanes - 1, -1, -1))
+            else:
+                found = every_nth(b, neighbors, width, abs(step), self.lanes, step < 0)
+            return b.as_bool(found) if dtype == "bool" else found
         return b.gather(b.gep(base, self._positions(load.index), dtype), dtype, self.mask)
+
+    def _is_near(self, load: Load) -> bool:
+        """Whether the elements of a vector are picked from vectors of neighbors."""
+        step, target = self._step(load.index), self.b.target
+        if self.mask is not None or not isinstance(step, int) or not target.vector_bits:
+            return False
+        most = _NEAR
+        if target.is_avx512:
+            most = _NEAR_IN_PERMUTATIONS.get(ITEM_SIZES[load.dtype], _NEAR)
+        return step == -1 or (2 <= abs(step) <= most and min(target.lanes(load.dtype), self.lanes) > 1)
+
+    def _is_scattered(self, expr: LoopExpr) -> bool:
+        """Whether the elements of a vector come one by one from memory."""
+        if not isinstance(expr, Load) or self.mask is not None or self.lanes == 1:
+            return False
+        return self._step(expr.index) not in (0, 1) and not self._is_near(expr)
 
     def _lookup(self, lookup: Lookup) -> Value:
         b, dtype, step = self.b, lookup.buffer.dtype, self._step(lookup.index)
@@ -239,8 +261,11 @@ class Values:
 
     def _store(self, store: Store) -> None:
         b, base = self.b, self.pointers[store.buffer.position]
-        value = self.value(store.value)
         step = self._step(store.index)
+        if step == 1 and self._is_scattered(store.value):
+            self._copy_elements(store)
+            return
+        value = self.value(store.value)
         if step == 0 or self.lanes == 1:
             b.store(b.extract(value, 0), self.address_of(store.buffer, store.index))
             return
@@ -261,6 +286,19 @@ class Values:
         address, size = self.address_of(statement.buffer, statement.index), ITEM_SIZES[statement.buffer.dtype]
         for offset in range(0, self.lanes * size, _LINE):
             self.b.prefetch(self.b.byte_offset(address, offset))
+
+    def _copy_elements(self, store: Store) -> None:
+        """Copy the lanes one by one: a vector that is only stored need not be put together."""
+        b, load = self.b, store.value
+        assert isinstance(load, Load)
+        held = "uint8" if load.dtype == "bool" else load.dtype
+        step = self.sizes.value(self._step(load.index))
+        source, target = self._index(load.index), self._index(store.index)
+        for lane in range(self.lanes):
+            element = b.load(b.gep(self.pointers[load.buffer.position], source, held), held)
+            b.store(element, b.gep(self.pointers[store.buffer.position], target, held))
+            if lane < self.lanes - 1:
+                source, target = b.iadd(source, step), b.iadd(target, b.const(1, "int64"))
 
     def _interleave(self, statement: Interleave) -> None:
         b, stores = self.b, statement.stores

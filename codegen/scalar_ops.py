@@ -141,7 +141,4 @@ def emit_op(b: Builder, op: str, args: Sequence[Value], dtype: str) -> Value:
         return draw(b, op, dtype, *args)
     if op in EMIT:
         return EMIT[op](b, *args)
-    if args[0].dtype == "float16":
-        wide = VECTOR_MATH[op](b, *[b.cast(a, "float32") for a in args])
-        return b.cast(wide, "float16")
     return VECTOR_MATH[op](b, *args)

@@ -39,8 +39,10 @@ def merge(b: Builder, sources: Sequence[Value], wanted: Sequence[tuple[int, int]
     return made if placed else b.shuffle(made, None, [lane for _, lane in wanted])
 
 
-def every_nth(b: Builder, load: Callable[[int], Value], width: int, n: int, lanes: int) -> Value:
-    """Elements 0, n, 2 n, … from vectors of neighbors.
+def every_nth(
+    b: Builder, load: Callable[[int], Value], width: int, n: int, lanes: int, backwards: bool = False
+) -> Value:
+    """Elements 0, n, 2 n, … from vectors of neighbors, or the same from the last one to the first.
 
     Args:
         load: the vector of `width` elements from a constant distance on.
@@ -59,8 +61,10 @@ def every_nth(b: Builder, load: Callable[[int], Value], width: int, n: int, lane
             at = begin + t * n
             source = next(i for i, s in enumerate(starts) if s <= at < s + width)
             wanted.append((source, at - starts[source]))
+        if backwards:
+            wanted.reverse()
         pieces.append(merge(b, sources, wanted))
-    return join(b, pieces)
+    return join(b, pieces[::-1] if backwards else pieces)
 
 
 def join(b: Builder, pieces: Sequence[Value]) -> Value:

@@ -97,9 +97,11 @@ def test_joined_columns_are_interleaved(dtype: str, target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_nth_element(dtype: str, target: str) -> None:
-    a = values((200,), dtype)
+    a = values((2000,), dtype)
     x = like(a)
-    cuts = [slice(s, e, n) for n in (2, 3, 4, 5) for s in (0, 1, n - 1) for e in (200, 197, 150)]
+    ends = (2000, 1997, 150)
+    cuts = [slice(s, e, n) for n in (2, 3, 4, 5, 6, 9, 13) for s in (0, 1, n - 1) for e in ends]
+    cuts += [slice(s, None, -n) for n in (1, 2, 3, 5, 6, 9, 13) for s in (1999, 1990, 151)]
     for cut, result in zip(cuts, native([x], [x[c] for c in cuts], [a], target)):
         np.testing.assert_array_equal(result, a[cut])
 

@@ -17,6 +17,7 @@ from graphkb.codegen.vecmath import (
     trigonometry,
 )
 from graphkb.codegen.vecmath.expression import Expr, in_registers
+from graphkb.codegen.vecmath.half import HALF
 
 _FORMULAS: dict[str, Callable[..., Expr]] = {
     "exp": exponential.exp,
@@ -52,19 +53,23 @@ _FORMULAS: dict[str, Callable[..., Expr]] = {
 def _emitter(formula: Callable[..., Expr]) -> Callable[..., Value]:
     def emit(b: Builder, *args: Value) -> Value:
         dtype = args[0].dtype
-        if dtype == "float16":
-            return b.cast(emit(b, *(b.cast(a, "float32") for a in args)), "float16")
-        if dtype not in ("float32", "float64"):
+        if dtype not in ("float16", "float32", "float64"):
             raise TypeError(f"{formula.__name__}: expected a float, got {dtype}")
+        chosen = formula
+        if dtype == "float16":
+            args = tuple([b.cast(a, "float32") for a in args])
+            if b.target.has_fma:
+                chosen = HALF.get(formula.__name__, formula)
 
         def write(*operands: Value) -> Value:
-            return formula(*(Expr(b, a) for a in operands)).value
+            return chosen(*(Expr(b, a) for a in operands)).value
 
         fastmath, b.fastmath = b.fastmath, False  # error-free transformations need every rounding
         try:
-            return in_registers(b, args, write) if b.target.is_avx512 else write(*args)
+            result = in_registers(b, args, write) if b.target.is_avx512 else write(*args)
         finally:
             b.fastmath = fastmath
+        return b.cast(result, "float16") if dtype == "float16" else result
 
     emit.__name__ = formula.__name__
     emit.__doc__ = formula.__doc__

@@ -24,7 +24,8 @@ def single(x: Any) -> float:
     return float(struct.unpack("<f", struct.pack("<f", float(x)))[0])
 
 
-ROUNDINGS: dict[str, Callable[[Any], float]] = {"float32": single, "float64": float}
+# float16 is computed in float32.
+ROUNDINGS: dict[str, Callable[[Any], float]] = {"float16": single, "float32": single, "float64": float}
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Fit:
 
     Attributes:
         name: the key in the table, together with `dtype`.
-        dtype: of the coefficients.
+        dtype: of the results.
         function: what is approximated.
         low: lower end of the interval.
         high: upper end.
@@ -204,6 +205,15 @@ FITS: tuple[Fit, ...] = (
     # (log2(1 + r) - r / log(2)) / r² and (log(1 + r) - r + r² / 2) / r³ behind a table of reciprocals
     Fit("pow_table", "float32", _log2_tail, -0.0313, 0.0313, range(5)),
     Fit("pow_table", "float64", _log_tail, -0.0626, 0.0626, range(12)),
+    # shorter ones for float16
+    Fit("exp", "float16", mp.exp, -_HALF_LN2, _HALF_LN2, range(5), fixed=((0, 1.0),)),
+    Fit("exp2", "float16", lambda x: mpf(2) ** x, -0.501, 0.501, range(5), fixed=((0, 1.0),)),
+    Fit("log", "float16", mp.log1p, -0.25, 0.5, range(1, 8)),
+    Fit("log2", "float16", lambda f: mp.log1p(f) / mp.log(2), -0.25, 0.5, range(1, 8)),
+    Fit("log10", "float16", lambda f: mp.log1p(f) / mp.log(10), -0.25, 0.5, range(1, 8)),
+    Fit("sin", "float16", _of_square(mp.sin, 1), _TINY, _WIDE_QUARTER_PI**2, range(3), fixed=((0, 1.0),)),
+    Fit("cos", "float16", _of_square(mp.cos, 0), _TINY, _WIDE_QUARTER_PI**2, range(4), fixed=((0, 1.0),)),
+    Fit("atanh", "float16", _of_square(mp.atanh, 1), _TINY, mpf("0.0626"), range(3), fixed=((0, 1.0),)),
 )
 
 
