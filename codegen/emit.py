@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 
-from graphkb.codegen.builder import Builder, Value
+from graphkb.codegen.builder import ITEM_SIZES, Builder, Value
 from graphkb.codegen.emit_positions import Positions, first_lanes, is_float_extremum, is_search
 from graphkb.codegen.emit_values import Sizes, State
 from graphkb.codegen.loops import (
@@ -244,7 +244,7 @@ class Body(Positions):
     def _vector_for(self, loop: For, carried: list[Accumulator]) -> None:
         b, extent, lanes = self.b, loop.var.extent, loop.lanes
         begin, end, whole = self._whole(loop.var, lanes)
-        maskable = all(b.target.can_mask(d) for d in _memory_dtypes(loop.body))
+        maskable = all(b.target.can_mask(d) for d in _memory_dtypes(loop.body)) and not _picks_narrow(loop)
         short = isinstance(extent, int) and extent < lanes
         if isinstance(extent, int) and (extent == lanes or (short and maskable and extent)):
             self._single_round(loop, first_lanes(b, extent, lanes))
@@ -386,6 +386,14 @@ def _combining_lanes(accumulator: Accumulator, body: Sequence[Stmt], lanes: int 
 def _memory_dtypes(body: Sequence[Stmt]) -> set[str]:
     stored = {s.buffer.dtype for s in walk(body) if isinstance(s, Store | Deposit)}
     return stored | {e.dtype for e in expressions(body) if isinstance(e, Load | Lookup)}
+
+
+def _picks_narrow(loop: For) -> bool:
+    """Whether elements below 32 bits come from places apart: behind a mask each would be a branch of its own."""
+    for expr in expressions(loop.body):
+        if isinstance(expr, Load) and expr.index.factor(loop.var) not in (0, 1) and ITEM_SIZES[expr.dtype] < 4:
+            return True
+    return False
 
 
 __all__ = ["Body", "Sizes", "emit_kernel"]

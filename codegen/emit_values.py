@@ -40,6 +40,8 @@ _LINE = 64
 # where two registers may be permuted freely.
 _NEAR = 4
 _NEAR_IN_PERMUTATIONS = {2: 12, 4: 6}
+# How many elements are copied one by one between two jumps.
+_UNROLLED = 8
 
 
 class Sizes:
@@ -294,11 +296,15 @@ class Values:
         held = "uint8" if load.dtype == "bool" else load.dtype
         step = self.sizes.value(self._step(load.index))
         source, target = self._index(load.index), self._index(store.index)
-        for lane in range(self.lanes):
-            element = b.load(b.gep(self.pointers[load.buffer.position], source, held), held)
-            b.store(element, b.gep(self.pointers[store.buffer.position], target, held))
-            if lane < self.lanes - 1:
-                source, target = b.iadd(source, step), b.iadd(target, b.const(1, "int64"))
+        count = min(self.lanes, _UNROLLED)
+
+        def some(begin: Value) -> None:
+            for lane in range(count):
+                at = b.iadd(begin, b.const(lane, "int64"))
+                place = b.gep(self.pointers[load.buffer.position], b.iadd(source, b.imul(at, step)), held)
+                b.store(b.load(place, held), b.gep(self.pointers[store.buffer.position], b.iadd(target, at), held))
+
+        b.loop(b.const(0, "int64"), b.const(self.lanes, "int64"), count, some)
 
     def _interleave(self, statement: Interleave) -> None:
         b, stores = self.b, statement.stores

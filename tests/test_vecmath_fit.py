@@ -30,12 +30,8 @@ def test_reciprocals_leave_exact_remainders() -> None:
     for columns, name, bits, bound in ((32, "log2_float32", 24, 2.0**-5), (16, "log_float64", 53, 2.0**-4)):
         assert tuple(log_table(columns, 1, 41)[0]) == TABLES[name][0]
         for j, c in enumerate(TABLES[name][0]):
-            half = 2 if j >= columns // 2 else 1
-            unit = Fraction(1, 2 ** (bits - 1) * half)
-            for m in (
-                Fraction(columns + j, columns * half),
-                Fraction(columns + j + 1, columns * half) - unit,
-            ):
+            unit = Fraction(1, 2 ** (bits - 1))
+            for m in (Fraction(columns + j, columns), Fraction(columns + j + 1, columns) - unit):
                 rest = Fraction(c) * m - 1
                 assert abs(rest) < bound
                 assert Fraction(float(rest)) == rest

@@ -37,9 +37,9 @@ def getexp(x: Expr) -> Expr:
     return _masked([x], "getexp")
 
 
-def getmant(x: Expr) -> Expr:
-    """The mantissa of x in [0.75, 1.5), also of denormals; NaN below zero, 1 of 0 and inf."""
-    return _masked([x], "getmant", ", i32 11")
+def getmant(x: Expr, around_one: bool = True) -> Expr:
+    """The mantissa of x in [0.75, 1.5) or else in [1, 2), also of denormals; NaN below zero, 1 of 0 and inf."""
+    return _masked([x], "getmant", f", i32 {11 if around_one else 8}")
 
 
 # What replaces the result for each class of the argument, four bits a class: -inf for 0, NaN for negative numbers

@@ -161,6 +161,24 @@ FITS: tuple[Fit, ...] = (
     Fit("sinh", "float64", _of_square(mp.sinh, 1), _TINY, 1.01, range(8), fixed=((0, 1.0),)),
     # log(1 + f) = f - f² / 2 + f³ Q(f) where the mantissa is 1 + f
     Fit("log", "float32", mp.log1p, -0.25, 0.5, range(1, 11), fixed=((1, 1.0), (2, -0.5))),
+    Fit(
+        "log2",
+        "float32",
+        lambda f: mp.log1p(f) / mp.log(2),
+        -0.25,
+        0.5,
+        range(1, 11),
+        fixed=((1, single(1 / mp.log(2))),),
+    ),
+    Fit(
+        "log10",
+        "float32",
+        lambda f: mp.log1p(f) / mp.log(10),
+        -0.25,
+        0.5,
+        range(1, 11),
+        fixed=((1, single(1 / mp.log(10))),),
+    ),
     # log(1 + f) = f - f²/2 + s (f²/2 + s² R(s²)) with s = f / (2 + f)
     Fit("log", "float64", _log_ratio, _TINY, mpf("0.0401"), range(7)),
     # on a quarter turn around 0, z = x²
@@ -218,19 +236,19 @@ FITS: tuple[Fit, ...] = (
 
 
 def log_table(columns: int, scale: Any, high_bits: int) -> list[list[float]]:
-    """Reciprocals c of few bits for parts of [0.75, 1.5), and -log(c) * scale in two parts.
+    """Reciprocals c of few bits for parts of [1, 2), and -log(c) * scale in two parts.
 
-    The column is read from the first bits of the fraction, so the second half of the columns lies below 1. The
-    bits of c are so few that c m - 1 is exact for every m of its part.
+    The column is read from the first bits of the fraction. The bits of c are so few that c m - 1 is exact for every m
+    of its part; those of the first and the last part are 1 and 1/2, so that nothing is lost around powers of two.
     """
     bits = columns.bit_length()
     rows: list[list[float]] = [[], [], []]
     with mp.workdps(DIGITS):
         for j in range(columns):
-            below = j >= columns // 2
-            center = (1 + (j + mpf(1) / 2) / columns) / (2 if below else 1)
-            step = 2 ** (bits - 1 if below else bits)
-            reciprocal = 1.0 if j in (0, columns - 1) else float(mp.nint(step / center)) / step
+            center = 1 + (j + mpf(1) / 2) / columns
+            step = 2**bits
+            ends = {0: 1.0, columns - 1: 0.5}
+            reciprocal = ends[j] if j in ends else float(mp.nint(step / center)) / step
             value = -mp.log(reciprocal) * scale
             high = mp.nint(value * 2**high_bits) / mpf(2) ** high_bits
             for row, number in zip(rows, (reciprocal, high, value - high)):

@@ -60,24 +60,25 @@ def log(x: Expr) -> Expr:
     return settle(x, log_of(exponent, mantissa - 1.0))
 
 
-def _scaled_log(exponent: Expr, f: Expr, factor: tuple[float, float], step: tuple[float, float]) -> Expr:
-    """exponent * step + log(1 + f) * factor, where both constants come in two parts."""
-    first, second = log_mantissa(f)
-    low = first.fma(factor[1], second * factor[0])
+def _scaled_log(exponent: Expr, f: Expr, name: str, step: tuple[float, float]) -> Expr:
+    """exponent * step + log(1 + f) / log(base), where the constants come in two parts."""
+    if f.dtype == "float32":
+        first, *rest = COEFFICIENTS[name, "float32"]
+        low = f * f * horner(f, rest) if not step[1] else exponent.fma(step[1], f * f * horner(f, rest))
+        return exponent.fma(step[0], f.fma(first, low))
+    factor = _FACTORS[name]
+    near, second = log_mantissa(f)
+    low = near.fma(factor[1], second * factor[0])
     if step[1]:
         low = exponent.fma(step[1], low)
     # In this order no rounding happens at a size that later cancels.
-    return first.fma(factor[0], exponent * step[0]) + low
+    return near.fma(factor[0], exponent * step[0]) + low
 
 
 # 1 / log(2), 1 / log(10) and log10(2) in two parts; the first has few bits where it multiplies an exponent.
-_LOG2_E = {
-    "float32": (1.4426950216293335, 1.9259629911266175e-08),
-    "float64": (1.4426950408889634, 2.0355273740931033e-17),
-}
-_LOG10_E = {
-    "float32": (0.4342944920063019, -1.0103050052231683e-08),
-    "float64": (0.4342944819032518, 1.098319650216765e-17),
+_FACTORS = {
+    "log2": (1.4426950408889634, 2.0355273740931033e-17),
+    "log10": (0.4342944819032518, 1.098319650216765e-17),
 }
 _LOG10_2 = {
     "float32": (0.301025390625, 4.605038981195214e-06),
@@ -88,13 +89,13 @@ _LOG10_2 = {
 def log2(x: Expr) -> Expr:
     """The logarithm to base 2, exact for powers of two"""
     exponent, mantissa = split(x)
-    return settle(x, _scaled_log(exponent, mantissa - 1.0, _LOG2_E[x.dtype], (1.0, 0.0)))
+    return settle(x, _scaled_log(exponent, mantissa - 1.0, "log2", (1.0, 0.0)))
 
 
 def log10(x: Expr) -> Expr:
     """The logarithm to base 10"""
     exponent, mantissa = split(x)
-    return settle(x, _scaled_log(exponent, mantissa - 1.0, _LOG10_E[x.dtype], _LOG10_2[x.dtype]))
+    return settle(x, _scaled_log(exponent, mantissa - 1.0, "log10", _LOG10_2[x.dtype]))
 
 
 def log_of_sum(high: Expr, low: Expr, doublings: Expr | float = 0.0) -> Expr:

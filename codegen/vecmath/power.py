@@ -3,7 +3,7 @@
 import math
 
 from graphkb.codegen.builder import Value
-from graphkb.codegen.vecmath.avx512 import scalef, table_lookup
+from graphkb.codegen.vecmath.avx512 import getexp, getmant, scalef, table_lookup
 from graphkb.codegen.vecmath.coefficients import COEFFICIENTS, TABLES
 from graphkb.codegen.vecmath.exponential import FORMATS, power_of_two, reduce_exp, scale, whole
 from graphkb.codegen.vecmath.expression import Expr, fast_two_sum, horner, two_product
@@ -20,7 +20,8 @@ def power(x: Expr, y: Expr) -> Expr:
         result = _narrow_table_power(size, y) if x.dtype == "float32" else _wide_table_power(size, y)
     else:
         result = _narrow_power(size, y) if x.dtype == "float32" else _wide_power(size, y)
-    ordinary = (x > 0.0) & (x < math.inf) & (abs(y) < math.inf)
+    # An infinite y is no exception but for x = 1, of which it makes NaN.
+    ordinary = (x > 0.0) & (x < math.inf) & result.eq(result)
 
     def settle() -> list[Value]:
         return [_settle(x, y, size, result).value]
@@ -29,7 +30,7 @@ def power(x: Expr, y: Expr) -> Expr:
 
 
 def _settle(x: Expr, y: Expr, size: Expr, result: Expr) -> Expr:
-    """The result where x is not positive and finite or y is not finite."""
+    """The result where x is not positive and finite or the one at hand is NaN."""
     one, zero = x.const(1.0), x.const(0.0)
     # Zero and infinity: which of them comes out depends on the sign of y.
     edge = size.eq(0.0) | size.eq(math.inf)
@@ -96,19 +97,17 @@ def _wide_power(size: Expr, y: Expr) -> Expr:
 def _exp_of_product(y: Expr, high: Expr, low: Expr) -> Expr:
     """e^(y (high + low))"""
     form = FORMATS["float64"]
-    # A larger exponent overflows every base but 1 all the same, and its products stay finite.
-    y = y.at_most(2.0**66).at_least(-(2.0**66))
     product, error = two_product(y, high)
-    error = y.fma(low, error)
-    n, count, r = reduce_exp(product.at_most(form.largest + 2.0).at_least(form.least - 2.0))
-    # Where the product was cut the error is meaningless, but must not reach the polynomial.
-    rest = (r + error).at_most(1.0).at_least(-1.0)
-    return scale(horner(rest, COEFFICIENTS["exp", "float64"]), n, count)
+    within = product.at_most(form.largest + 2.0).at_least(form.least - 2.0)
+    # Where the product was cut the error is meaningless.
+    error = within.eq(product).where(y.fma(low, error), 0.0)
+    n, count, r = reduce_exp(within)
+    return scale(horner(r + error, COEFFICIENTS["exp", "float64"]), n, count)
 
 
 def _table_split(size: Expr, name: str, shift: int) -> tuple[Expr, Expr, Expr, Expr]:
     """The exponent, r = c m - 1 for a reciprocal c from a table, and log(1 / c) in two parts."""
-    exponent, mantissa = split(size)
+    exponent, mantissa = getexp(size), getmant(size, around_one=False)
     index = mantissa.bits() >> shift
     reciprocal, high, low = (table_lookup(index, row, size.dtype) for row in TABLES[name])
     return exponent, mantissa.fma(reciprocal, -1.0), high, low
@@ -137,9 +136,10 @@ def _wide_table_power(size: Expr, y: Expr) -> Expr:
     """e^(y log(size)) for positive finite float64, the logarithm in two parts"""
     form = FORMATS["float64"]
     exponent, r, table, table_low = _table_split(size, "log_float64", 48)
-    square, square_low = two_product(r, r)
-    near, near_low = fast_two_sum(r, square * -0.5)
-    tail = (r * square).fma(horner(r, COEFFICIENTS["pow_table", "float64"]), square_low * -0.5)
+    # -r² / 2 in two parts; the polynomial is fitted for r³
+    half, half_low = two_product(r, r * -0.5)
+    near, near_low = fast_two_sum(r, half)
+    tail = (r * half).fma(horner(r, [-2.0 * c for c in COEFFICIENTS["pow_table", "float64"]]), half_low)
     high, low = fast_two_sum(exponent.fma(form.ln2_high, table), near)
     low = low + (exponent.fma(form.ln2_low, table_low) + (near_low + tail))
     return _exp_of_product(y, *fast_two_sum(high, low))
