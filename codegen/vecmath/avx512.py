@@ -82,6 +82,19 @@ def table_lookup(index: Expr, table: Sequence[float], dtype: str) -> Expr:
     return Expr(b, b.fresh(text, dtype, lanes))
 
 
+def table_split(x: Expr, name: str) -> tuple[Expr, Expr, Expr, Expr]:
+    """The exponent, r = c m - 1 for a reciprocal c from a table, and a logarithm of 1 / c in two parts.
+
+    Of 0, infinity and NaN the parts carry the logarithm's value on; r is NaN below zero.
+    """
+    rows = TABLES[name]
+    exponent, mantissa = getexp(x), getmant(x, around_one=False)
+    fraction = 23 if x.dtype == "float32" else 52
+    index = mantissa.bits() >> (fraction + 1 - len(rows[0]).bit_length())
+    reciprocal, high, low = (table_lookup(index, row, x.dtype) for row in rows)
+    return exponent, mantissa.fma(reciprocal, -1.0), high, low
+
+
 def piecewise(x: Expr, name: str, last: float) -> Expr:
     """An odd float32 function by polynomials around the centers of 32 intervals, constant beyond `last`.
 

@@ -223,6 +223,8 @@ FITS: tuple[Fit, ...] = (
     # (log2(1 + r) - r / log(2)) / r² and (log(1 + r) - r + r² / 2) / r³ behind a table of reciprocals
     Fit("pow_table", "float32", _log2_tail, -0.0313, 0.0313, range(5)),
     Fit("pow_table", "float64", _log_tail, -0.0626, 0.0626, range(12)),
+    Fit("log2_table", "float32", lambda r: mp.log1p(r) / mp.log(2), -0.0313, 0.0313, range(1, 6)),
+    Fit("log10_table", "float32", lambda r: mp.log1p(r) / mp.log(10), -0.0313, 0.0313, range(1, 6)),
     # shorter ones for float16
     Fit("exp", "float16", mp.exp, -_HALF_LN2, _HALF_LN2, range(5), fixed=((0, 1.0),)),
     Fit("exp2", "float16", lambda x: mpf(2) ** x, -0.501, 0.501, range(5), fixed=((0, 1.0),)),
@@ -339,6 +341,7 @@ def main() -> None:
         rows.append((fit, values, worst))
     tables = [(piece.name, piece.run()) for piece in PIECES]
     tables.append(("log2_float32", log_table(32, 1 / mp.log(2), 15)))
+    tables.append(("log10_float32", log_table(32, 1 / mp.log(10), 15)))
     tables.append(("log_float64", log_table(16, mpf(1), 41)))
     text = render(rows, tables)
     if "--check" in sys.argv[1:]:

@@ -6,7 +6,7 @@ s = f / (2 + f), because log(1 + f) = 2 atanh(s) (as in P.-T. P. Tang, ACM TOMS 
 
 import math
 
-from graphkb.codegen.vecmath.avx512 import fix_log, getexp, getmant, scalef
+from graphkb.codegen.vecmath.avx512 import fix_log, getexp, getmant, scalef, table_split
 from graphkb.codegen.vecmath.coefficients import COEFFICIENTS
 from graphkb.codegen.vecmath.exponential import FORMATS, exp, power_of_two
 from graphkb.codegen.vecmath.expression import Expr, horner, two_sum
@@ -86,16 +86,25 @@ _LOG10_2 = {
 }
 
 
-def log2(x: Expr) -> Expr:
-    """The logarithm to base 2, exact for powers of two"""
+def _log_to_base(x: Expr, name: str, step: tuple[float, float]) -> Expr:
+    if x.dtype == "float32" and x.b.target.is_avx512:
+        exponent, r, table, low = table_split(x, f"{name}_float32")
+        if step[1]:
+            low = exponent.fma(step[1], low)
+        base = exponent.fma(step[0], table) if step[1] else exponent + table
+        return base + r.fma(horner(r, COEFFICIENTS[f"{name}_table", "float32"]), low)
     exponent, mantissa = split(x)
-    return settle(x, _scaled_log(exponent, mantissa - 1.0, "log2", (1.0, 0.0)))
+    return settle(x, _scaled_log(exponent, mantissa - 1.0, name, step))
+
+
+def log2(x: Expr) -> Expr:
+    """The logarithm to base 2, exact for powers of two; on AVX-512 by table in float32"""
+    return _log_to_base(x, "log2", (1.0, 0.0))
 
 
 def log10(x: Expr) -> Expr:
-    """The logarithm to base 10"""
-    exponent, mantissa = split(x)
-    return settle(x, _scaled_log(exponent, mantissa - 1.0, "log10", _LOG10_2[x.dtype]))
+    """The logarithm to base 10; on AVX-512 by table in float32"""
+    return _log_to_base(x, "log10", _LOG10_2[x.dtype])
 
 
 def log_of_sum(high: Expr, low: Expr, doublings: Expr | float = 0.0) -> Expr:

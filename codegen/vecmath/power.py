@@ -3,8 +3,8 @@
 import math
 
 from graphkb.codegen.builder import Value
-from graphkb.codegen.vecmath.avx512 import getexp, getmant, scalef, table_lookup
-from graphkb.codegen.vecmath.coefficients import COEFFICIENTS, TABLES
+from graphkb.codegen.vecmath.avx512 import scalef, table_split
+from graphkb.codegen.vecmath.coefficients import COEFFICIENTS
 from graphkb.codegen.vecmath.exponential import FORMATS, power_of_two, reduce_exp, scale, whole
 from graphkb.codegen.vecmath.expression import Expr, fast_two_sum, horner, two_product
 from graphkb.codegen.vecmath.logarithm import split
@@ -105,17 +105,9 @@ def _exp_of_product(y: Expr, high: Expr, low: Expr) -> Expr:
     return scale(horner(r + error, COEFFICIENTS["exp", "float64"]), n, count)
 
 
-def _table_split(size: Expr, name: str, shift: int) -> tuple[Expr, Expr, Expr, Expr]:
-    """The exponent, r = c m - 1 for a reciprocal c from a table, and log(1 / c) in two parts."""
-    exponent, mantissa = getexp(size), getmant(size, around_one=False)
-    index = mantissa.bits() >> shift
-    reciprocal, high, low = (table_lookup(index, row, size.dtype) for row in TABLES[name])
-    return exponent, mantissa.fma(reciprocal, -1.0), high, low
-
-
 def _narrow_table_power(size: Expr, y: Expr) -> Expr:
     """2^(y log2(size)) for positive finite float32, the logarithm in two parts"""
-    exponent, r, table, table_low = _table_split(size, "log2_float32", 18)
+    exponent, r, table, table_low = table_split(size, "log2_float32")
     first, first_low = _LOG2_E
     tail = r.fma(horner(r, COEFFICIENTS["pow_table", "float32"]), first_low)
     base = exponent + table
@@ -135,7 +127,7 @@ def _narrow_table_power(size: Expr, y: Expr) -> Expr:
 def _wide_table_power(size: Expr, y: Expr) -> Expr:
     """e^(y log(size)) for positive finite float64, the logarithm in two parts"""
     form = FORMATS["float64"]
-    exponent, r, table, table_low = _table_split(size, "log_float64", 48)
+    exponent, r, table, table_low = table_split(size, "log_float64")
     # -r² / 2 in two parts; the polynomial is fitted for r³
     half, half_low = two_product(r, r * -0.5)
     near, near_low = fast_two_sum(r, half)
