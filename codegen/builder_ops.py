@@ -156,6 +156,8 @@ class Operations(Casts):
             return self.call(f"llvm.{sign}{short}.{mangled(a)}", a.dtype, a.lanes, [a, b])
         if a.dtype != "float16" and self._native_minimum():
             return self.call(f"llvm.{name}.{mangled(a)}", a.dtype, a.lanes, [a, b])
+        if a.dtype == "float16":
+            a, b = b, a  # of zeros of either sign NumPy takes the first in float16, and the second in wider floats
         best = self.select(self.fcmp("o" + order, a, b), a, b)
         return self.select(self.isnan(a), a, best)
 
