@@ -9,6 +9,7 @@ from typing import Protocol
 
 from graphkb.ir.graph import Graph
 from graphkb.ir.verify import verify
+from graphkb.passes.crop_convolutions import CropConvolutions
 from graphkb.passes.eliminate_dead import EliminateDead
 from graphkb.passes.fold_constants import FoldConstants
 from graphkb.passes.fuse import Fuse
@@ -49,6 +50,7 @@ def graph_passes(fastmath: bool = False) -> Pipeline:
         FoldConstants(),  # first, so that the rules below see literal zeros and ones
         InlineBodies(),  # now conditions that are constant show, and the rules see what was written out
         Simplify(fastmath),  # before the formulas are looked at: they are found in normal form only
+        CropConvolutions(),  # views of views are one slice by now; what it slices meets the identities below
         Stabilize(fastmath),  # with the identities again, since better formulas open new ones
         EliminateDead(),  # after the rules, which leave operands behind that lend only their shape
         PruneLoops(),  # all that is not needed is gone from this graph, so that bodies need not make it

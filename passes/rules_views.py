@@ -274,12 +274,25 @@ def _lies_within(start: Dim, size: Dim, step: int, length: Dim) -> bool:
 
 @rule("slice")
 def slice_pad(node: Node) -> Node | None:
-    """slice(pad(x)) -> x where the slice takes what was padded"""
+    """slice(pad(x)) -> pad(x) where the slice cuts off zeros only, or takes just what was padded"""
     (x,) = node.inputs
-    if x.op is not sh.PAD or node.shape != x.inputs[0].shape:
+    if x.op is not sh.PAD:
         return None
-    same = node.attrs["starts"] == x.attrs["starts"] and node.attrs["steps"] == x.attrs["steps"]
-    return x.inputs[0] if same else None
+    (base,), cut, around = x.inputs, node.attrs, x.attrs
+    if node.shape == base.shape and cut["starts"] == around["starts"] and cut["steps"] == around["steps"]:
+        return base
+    before = []
+    for n, start, apart, first, size, step in zip(
+        base.shape, around["starts"], around["steps"], cut["starts"], cut["sizes"], cut["steps"]
+    ):
+        gap = start - first
+        if isinstance(n, int) and isinstance(gap, int) and isinstance(size, int) and n > 0 and step == 1:
+            if gap < 0 or gap + (n - 1) * apart >= size:
+                return None
+        elif (gap, size, step, apart) != (0, n, 1, 1):  # whatever n is, that is all of the axis
+            return None
+        before.append(gap)
+    return sh.pad(base, tuple(before), around["steps"], node.shape)
 
 
 # ---------------------------------------------------------------------------------------------- pad

@@ -171,7 +171,13 @@ CASES: dict[str, list[tuple[Callable[[], Node], Callable[[], Node]]]] = {
         (lambda: cut(cat(P, Q, axis=1), (0, 5), (N, 2), (1, -2)), lambda: cut(Q, (0, 3), (N, 2), (1, -2))),
         (lambda: cut(cat(F, G), (N, 0), (N, 4)), lambda: G),
     ],
-    "slice_pad": [(lambda: cut(sh.pad(F, (1, 2), (1, 2), (N + 1, 9)), (1, 2), (N, 4), (1, 2)), lambda: F)],
+    "slice_pad": [
+        (lambda: cut(sh.pad(F, (1, 2), (1, 2), (N + 1, 9)), (1, 2), (N, 4), (1, 2)), lambda: F),
+        (
+            lambda: cut(sh.pad(F, (1, 2), (1, 2), (N + 1, 12)), (1, 1), (N, 9)),
+            lambda: sh.pad(F, (0, 1), (1, 2), (N, 9)),
+        ),
+    ],
     "pad_nothing": [(lambda: op(sh.PAD, F, starts=(0, 0), steps=(1, 1), shape=(N, 4)), lambda: F)],
     "pad_pad": [
         (

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from contracts import Array
 
+from graphkb.ir.dims import symbol
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node
 from graphkb.ops import shape as sh
 from graphkb.ops.conv import conv, conv_transpose
 from graphkb.ops.leaf import placeholder
 from graphkb.ops.window import window_sum
+from graphkb.passes.crop_convolutions import CropConvolutions
 from graphkb.passes.rewrite import rewrite_graph
 from graphkb.passes.rules_conv import CONVS
 from graphkb.runtime.interpreter import Program
@@ -85,3 +87,36 @@ def test_what_is_not_spread_stays() -> None:
     for node in (conv(padded, kernel, (1,), (1,)), conv(spread, kernel, (2,), (1,))):
         graph = Graph((x, kernel), (node,))
         assert rewrite_graph(graph, CONVS).outputs == (node,)
+
+
+@pytest.mark.parametrize(("strides", "starts", "sizes", "steps"), [
+    ((1, 1), (0, 1, 2, 0), (2, 4, 5, 3), (1, 1, 1, 1)),
+    ((2, 1), (0, 0, 1, 0), (2, 3, 3, 3), (1, 1, 2, 1)),
+    ((1, 3), (0, 5, 0, 0), (2, 1, 3, 3), (1, 1, 1, 1)),
+])  # fmt: skip
+def test_what_is_cut_off_a_convolution_is_not_computed(strides: Axes, starts: Axes, sizes: Axes, steps: Axes) -> None:
+    x, kernel = placeholder((2, 9, 11, 2), "float64", "x"), placeholder((3, 2, 2, 3), "float64", "k")
+    whole = conv(x, kernel, strides, (1, 2))
+    graph = Graph((x, kernel), (sh.slice_(whole, starts, sizes, steps),))
+    after = CropConvolutions().apply(graph)
+    (found,) = [node for node in after.nodes if node.op.name == "conv"]
+    assert found is after.outputs[0]
+    rng = np.random.default_rng(0)
+    feeds = [rng.integers(-4, 5, n.shape).astype(n.dtype) for n in graph.inputs]
+    np.testing.assert_array_equal(*[Program(g).run(feeds)[0] for g in (graph, after)])
+
+
+def test_a_convolution_with_several_readers_is_computed_once() -> None:
+    x, kernel = placeholder((2, 9, 2), "float32", "x"), placeholder((3, 2, 3), "float32", "k")
+    whole = conv(x, kernel, (1,), (1,))
+    graph = Graph((x, kernel), (sh.slice_(whole, (0, 1, 0), (2, 6, 3)) - sh.slice_(whole, (0, 0, 0), (2, 6, 3)),))
+    assert [n.op.name for n in CropConvolutions().apply(graph).nodes].count("conv") == 1
+    # Neither places of unknown number nor channels are cut.
+    size = symbol("n")
+    x = placeholder((2, size, 2), "float32", "x")
+    for part in (
+        sh.slice_(conv(x, kernel, (1,), (1,)), (0, 1, 0), (2, size - 4, 3)),
+        sh.slice_(whole, (0, 0, 1), (2, 7, 2)),
+    ):
+        graph = Graph((x, kernel) if part.inputs[0] is not whole else graph.inputs, (part,))
+        assert CropConvolutions().apply(graph).outputs[0] is part

@@ -149,6 +149,7 @@ def test_passes_are_frozen_and_named():
         "fold_constants",
         "inline_bodies",
         "simplify",
+        "crop_convolutions",
         "stabilize",
         "eliminate_dead",
         "prune_loops",
