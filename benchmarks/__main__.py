@@ -23,6 +23,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "by its own setting, and by affinity for those that have none, such as XLA (default: 1)",
     )
     parser.add_argument("--json", metavar="FILE", help="also write everything there")
+    parser.add_argument("--markdown", metavar="FILE", help="also write a table of all medians there")
     parser.add_argument("--quick", action="store_true", help="short batches: a first look, not a measurement")
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="give up on a build after this time")
     parser.add_argument("--list", action="store_true", help="list workloads and peers, and stop")

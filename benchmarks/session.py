@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         document = {"machine": machine, "settings": asdict(settings), "results": [asdict(r) for r in results]}
         Path(args.json).write_text(json.dumps(document, indent=1) + "\n")
+    if args.markdown:
+        Path(args.markdown).write_text(table.markdown(machine_line(machine), results), encoding="utf-8")
     return int(any(r.peer == table.OURS and r.state != "ok" for r in results))
 
 

@@ -1,4 +1,4 @@
-"""Results as text: one block a workload, and a summary of graphkb against the best peer."""
+"""Results as text: one block a workload, a summary of graphkb against the best peer, and one table of all."""
 
 from __future__ import annotations
 
@@ -85,3 +85,18 @@ def summary(results: Iterable[Result]) -> str:
         )
     lines.append("ratio: graphkb's median over the best peer's, below 1 is faster. *: fewer than seven batches")
     return "\n".join(lines)
+
+
+def markdown(heading: str, results: Sequence[Result]) -> str:
+    """The medians of all contestants as a Markdown table, the best peer's in bold, under a line of text."""
+    peers = list(dict.fromkeys([r.peer for r in results if r.state != "absent" and r.peer != OURS]))
+    lines = [heading, "", f"| workload | {OURS} | {' | '.join(peers)} | ratio |", "|---|" + "---:|" * (len(peers) + 2)]
+    for name, group in groupby(results, key=lambda r: r.workload):
+        rows = list(group)
+        best, share = best_peer(rows), ratio(rows)
+        cells = {r.peer: figure(r) if r.state == "ok" else r.state for r in rows if r.state != "absent"}
+        if best is not None:
+            cells[best.peer] = f"**{cells[best.peer]}**"
+        shown = " | ".join([cells.get(peer, "") for peer in (OURS, *peers)])
+        lines.append(f"| {name} | {shown} | {'' if share is None else f'{share:.2f}'} |")
+    return "\n".join(lines) + "\n"

@@ -160,6 +160,19 @@ def test_summary_has_a_line_for_each_workload() -> None:
     ]
 
 
+def test_markdown_shows_all_contestants() -> None:
+    rows = [result("call", "graphkb", 1.1e-7), result("call", "numpy", 2.2e-7), result("call", "jax", None, "absent")]
+    rows += [result("ew", "graphkb", 2e-3), result("ew", "torch", 1e-3, "wrong"), result("ew", "numpy", 3.6e-3)]
+    assert table.markdown("A machine.", rows).splitlines() == [
+        "A machine.",
+        "",
+        "| workload | graphkb | numpy | torch | ratio |",
+        "|---|---:|---:|---:|---:|",
+        "| call | 110 ns | **220 ns** |  | 0.50 |",
+        "| ew | 2.00 ms | **3.60 ms** | wrong | 0.56 |",
+    ]
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(6.6e-8, "66.0 ns"), (9.996e-7, "1000 ns"), (3.6e-6, "3.60 µs"), (0.0181, "18.1 ms"), (79.0, "79.0 s")],
