@@ -12,6 +12,7 @@ from scipy import stats
 from graphkb import backend as K
 from graphkb import options
 from graphkb.ir.errors import DTypeError, ShapeError
+from graphkb.ops.random import CHUNK, RANDOM_BITS, RANDOM_NORMAL
 
 FLOATS = ("float16", "float32", "float64")
 DRAWS = (K.random_uniform, K.random_normal, K.truncated_normal)
@@ -66,6 +67,19 @@ def test_every_step_is_native():
             assert K.function([], [draw((20, 30))]).report().interpreted == 0
         f = K.function([x], [K.dropout(x, 0.5)])
     assert f.report([(20, 30)]).interpreted == 0
+
+
+@pytest.mark.parametrize(
+    ("op", "dtype"), [(RANDOM_BITS, "uint32"), (RANDOM_BITS, "uint64"), (RANDOM_NORMAL, "float32")]
+)
+def test_runs_of_places_draw_what_each_place_alone_does(op, dtype):
+    """Long runs go by chunks that compute shared blocks once; shuffled places compute each block for itself."""
+    places = np.arange(5, 5 + 2 * CHUNK + 3, dtype=np.uint64)
+    shuffled = np.random.default_rng(0).permutation(places.size)
+    seed, call = np.uint64(2**40 + 7), np.uint64(3)
+    drawn = op.numpy(places, seed, call, dtype)
+    np.testing.assert_array_equal(drawn[shuffled], op.numpy(places[shuffled], seed, call, dtype))
+    np.testing.assert_array_equal(drawn[:9], op.numpy(places[:9].reshape(3, 3), seed, call, dtype).ravel())
 
 
 def test_interpret_mode_gives_the_same_numbers():

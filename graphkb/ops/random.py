@@ -62,12 +62,49 @@ def _words(block: Array, seed: Array, call: Array) -> list[Array]:
     return [a, b, c, d]
 
 
+# As many positions as are worked on at a time: what they lead to, ten arrays of 64-bit words, stays in the cache.
+CHUNK = 1 << 13
+
+
+def _in_chunks(draw: Callable[[Array, Array, Array, str], Array]) -> Callable[[Array, Array, Array, str], Array]:
+    """The same draw for many positions: its intermediate values take little memory."""
+
+    def all_chunks(position: Array, seed: Array, call: Array, dtype: str) -> Array:
+        if position.size <= CHUNK or seed.size != 1 or call.size != 1:
+            return draw(position, seed, call, dtype)
+        flat, seed, call = position.reshape(-1), seed.reshape(()), call.reshape(())
+        result = np.empty(position.shape, NUMPY_DTYPE[dtype])
+        out = result.reshape(-1)
+        for start in range(0, flat.size, CHUNK):
+            part = slice(start, start + CHUNK)
+            out[part] = draw(flat[part], seed, call, dtype)
+        return result
+
+    return all_chunks
+
+
+def _is_run(position: Array) -> bool:
+    """Whether the positions are a vector of consecutive integers, so that neighbors share their blocks."""
+    if position.ndim != 1 or position.size < 2 or int(position[-1]) - int(position[0]) != position.size - 1:
+        return False
+    return bool((np.diff(position) == 1).all())
+
+
+@_in_chunks
 def _numpy_bits(position: Array, seed: Array, call: Array, dtype: str) -> Array:
-    each = np.uint64(4 if dtype == "uint32" else 2)
-    words = _words(position // each, seed, call)
+    each = 4 if dtype == "uint32" else 2
+    run = _is_run(position) and seed.size == call.size == 1
+    if run:
+        start = int(position[0])
+        block = np.arange(start // each, int(position[-1]) // each + 1, dtype=np.uint64)
+    else:
+        block = position // np.uint64(each)
+    words = _words(block, seed, call)
     if dtype == "uint64":
         words = [low | (high << np.uint64(32)) for low, high in zip(words[::2], words[1::2])]
-    return np.asarray(np.choose((position % each).astype(np.intp), words).astype(dtype))
+    if run:
+        return np.stack(words, axis=-1).reshape(-1)[start % each :][: position.size].astype(dtype)
+    return np.asarray(np.choose((position % np.uint64(each)).astype(np.intp), words).astype(dtype))
 
 
 RANDOM_BITS = define(
@@ -83,21 +120,26 @@ RANDOM_BITS = define(
 )
 
 
+@_in_chunks
 def _numpy_normal(position: Array, seed: Array, call: Array, dtype: str) -> Array:
     """Box and Muller's method in float64: the integers are exact, and angles are reduced exactly to an eighth turn."""
     words = "uint32" if dtype == "float32" else "uint64"
-    first = position // np.uint64(2) * np.uint64(2)
     count = FRACTION_BITS[dtype]
     shift = np.uint64(8 if words == "uint32" else 11)
-    k, m = (
-        (_numpy_bits(first + np.uint64(i), seed, call, words).astype(np.uint64) >> shift).astype(np.int64)
-        for i in range(2)
-    )
+    odd = (position % np.uint64(2)).astype(np.int64)
+    if _is_run(position) and seed.size == call.size == 1:
+        start, stop = int(position[0]) // 2 * 2, int(position[-1]) // 2 * 2 + 2
+        pairs = _numpy_bits(np.arange(start, stop, dtype=np.uint64), seed, call, words).reshape(-1, 2).T
+        drawn = [np.repeat(half, 2)[odd[0] :][: position.size] for half in pairs]
+    else:
+        first = position // np.uint64(2) * np.uint64(2)
+        drawn = [_numpy_bits(first + np.uint64(i), seed, call, words) for i in range(2)]
+    k, m = ((half.astype(np.uint64) >> shift).astype(np.int64) for half in drawn)
     radius = np.sqrt(-2 * np.log((2**count - k) * 2.0**-count))
     quadrant = (m + (1 << (count - 3))) >> (count - 2)
     rest = (m - (quadrant << (count - 2))) * (2.0**-count * 2 * math.pi)
     # An odd position takes the sine, which is the cosine three quadrants on.
-    turn = (quadrant + 3 * (position % np.uint64(2)).astype(np.int64)) % 4
+    turn = (quadrant + 3 * odd) % 4
     angle = np.choose(turn, [np.cos(rest), -np.sin(rest), -np.cos(rest), np.sin(rest)])
     return np.asarray((radius * angle).astype(dtype))
 
