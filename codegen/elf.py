@@ -1,4 +1,4 @@
-"""Links an x86-64 object file into this process, without LLVM: sections, symbols and relocations of the ELF format.
+"""Links x86-64 object files into this process, without LLVM: sections, symbols and relocations of the ELF format.
 
 What the code generator writes is little of what the format allows. Everything else is an `UnsupportedError`, raised
 before anything runs, and LLVM's own linker takes over. Names and numbers are those of the System V ABI for x86-64.
@@ -8,7 +8,7 @@ import ctypes
 import mmap
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from struct import Struct, error, iter_unpack, pack_into
 from typing import NamedTuple
@@ -47,20 +47,28 @@ class _Section(NamedTuple):
     entry_size: int
 
 
+class _Object(NamedTuple):
+    """One object file: its bytes, sections, and the name, type, section, value and binding of each symbol."""
+
+    data: bytes
+    sections: list[_Section]
+    symbols: list[tuple[str, int, int, int, int]]
+
+
 class Image:
-    """The linked code of one object file, in memory of its own; dropping the image frees it.
+    """The linked code of object files, in memory of its own; dropping the image frees it.
 
     Code and constants can not be written to, variables can not be executed.
 
     Args:
-        data: the object file.
+        data: the object files, which may use what others of them define.
         known: addresses of functions that the process itself does not show by name.
 
     Raises:
         UnsupportedError: the file or the machine asks for more than this linker does.
     """
 
-    def __init__(self, data: bytes, known: Mapping[str, int] | None = None) -> None:
+    def __init__(self, data: Sequence[bytes], known: Mapping[str, int] | None = None) -> None:
         if sys.platform != "linux":
             raise UnsupportedError(f"the linker is for Linux, this is {sys.platform}")
         try:
@@ -72,47 +80,60 @@ class Image:
         """The address of a symbol that other modules may see; 0 where there is none."""
         return self._symbols.get(name, 0)
 
-    def _link(self, data: bytes, known: Mapping[str, int]) -> None:
-        sections = list(_sections(data))
-        symbols = _symbol_table(data, sections)
-        foreign = sorted({name for name, kind, index, _, _ in symbols if index == _UNDEFINED and name})
+    def _link(self, data: Sequence[bytes], known: Mapping[str, int]) -> None:
+        objects = [_read(one) for one in data]
+        exported = {
+            name: (number, index)
+            for number, one in enumerate(objects)
+            for index, (name, _, section, _, binding) in enumerate(one.symbols)
+            if name and binding and section != _UNDEFINED
+        }
+        undefined = {name for one in objects for name, _, section, _, _ in one.symbols if section == _UNDEFINED}
+        foreign = sorted(undefined.difference(exported, [""]))
         # Stubs and addresses of foreign symbols come first, then what can not be written to, then what can.
-        places, fixed, total = _lay_out(sections, len(foreign) * (_STUB_BYTES + 8))
+        places, fixed, total = _lay_out([one.sections for one in objects], len(foreign) * (_STUB_BYTES + 8))
         start = _map(total)
         frames: list[int] = []
         # At the end of the process nothing is freed: a thread may still run this code.
         weakref.finalize(self, _free, start, total, frames).atexit = False
         memory = memoryview((ctypes.c_char * total).from_address(start)).cast("B")
-        for index, offset in places.items():
-            section = sections[index]
+        for (number, index), offset in places.items():
+            section = objects[number].sections[index]
             if section.type != _NOBITS:
-                memory[offset : offset + section.size] = data[section.offset : section.offset + section.size]
+                memory[offset : offset + section.size] = data[number][section.offset : section.offset + section.size]
         jumps, words = _link_foreign(foreign, known, memory), len(foreign) * _STUB_BYTES
 
-        def place_of(index: int) -> int:
-            """Where a symbol stands, from the start; a foreign one at its jump."""
-            name, kind, section, address, _ = symbols[index]
+        def place_of(number: int, index: int) -> tuple[int, bool]:
+            """Where a symbol stands, from the start, a foreign one at its jump; and whether it is foreign."""
+            name, kind, section, address, _ = objects[number].symbols[index]
             if kind in (_INDIRECT, _THREAD_LOCAL) or section >= _FIRST_RESERVED:
                 raise UnsupportedError(f"symbol {name} is of type {kind} in section {section:#x}")
-            return jumps[name] if section == _UNDEFINED else places[section] + address
+            if section != _UNDEFINED:
+                return places[number, section] + address, False
+            return (jumps[name], True) if name in jumps else place_of(*exported[name])
 
-        for section in sections:
-            if section.type == _RELA and section.info in places:
-                base, end = places[section.info], section.offset + section.size
-                for offset, info, addend in iter_unpack(_RELOCATION, data[section.offset : end]):
-                    target = place_of(info >> 32)
-                    foreign_symbol = symbols[info >> 32][2] == _UNDEFINED
-                    word = words + target // _STUB_BYTES * 8 if foreign_symbol else None
-                    _patch(memory, start, base + offset, info & 0xFFFFFFFF, target, word, addend)
+        for number, one in enumerate(objects):
+            for section in one.sections:
+                if section.type == _RELA and (number, section.info) in places:
+                    base, end = places[number, section.info], section.offset + section.size
+                    for offset, info, addend in iter_unpack(_RELOCATION, one.data[section.offset : end]):
+                        target, is_foreign = place_of(number, info >> 32)
+                        word = words + target // _STUB_BYTES * 8 if is_foreign else None
+                        _patch(memory, start, base + offset, info & 0xFFFFFFFF, target, word, addend)
         self._symbols = {
-            name: start + place_of(index)
-            for index, (name, _, section, _, binding) in enumerate(symbols)
-            if name and binding and section in places
+            name: start + place_of(*place)[0]
+            for name, place in exported.items()
+            if (place[0], objects[place[0]].symbols[place[1]][2]) in places
         }
         _protect(start, fixed)
-        for index, offset in places.items():
-            if sections[index].type == _UNWIND:
+        for (number, index), offset in places.items():
+            if objects[number].sections[index].type == _UNWIND:
                 _register(start + offset, frames)
+
+
+def _read(data: bytes) -> _Object:
+    sections = list(_sections(data))
+    return _Object(data, sections, _symbol_table(data, sections))
 
 
 def _link_foreign(names: list[str], known: Mapping[str, int], memory: memoryview) -> dict[str, int]:
@@ -159,20 +180,21 @@ def _symbol_table(data: bytes, sections: list[_Section]) -> list[tuple[str, int,
     ]
 
 
-def _lay_out(sections: list[_Section], reserved: int) -> tuple[dict[int, int], int, int]:
+def _lay_out(objects: list[list[_Section]], reserved: int) -> tuple[dict[tuple[int, int], int], int, int]:
     """The place of each section that stays in memory, where those that can be written to begin, and the end."""
-    places: dict[int, int] = {}
+    places: dict[tuple[int, int], int] = {}
     end = reserved
     fixed = 0
     for writable in (0, _WRITE):
-        for index, section in enumerate(sections):
-            if section.flags & _ALLOC and section.flags & _WRITE == writable:
-                alignment = max(section.alignment, 1)
-                if _PAGE % alignment:
-                    raise UnsupportedError(f"section {index} is aligned to {alignment}")
-                places[index] = -(-end // alignment) * alignment
-                # The table of stack frames ends at a word of zeros.
-                end = places[index] + section.size + (8 if section.type == _UNWIND else 0)
+        for number, sections in enumerate(objects):
+            for index, section in enumerate(sections):
+                if section.flags & _ALLOC and section.flags & _WRITE == writable:
+                    alignment = max(section.alignment, 1)
+                    if _PAGE % alignment:
+                        raise UnsupportedError(f"section {index} is aligned to {alignment}")
+                    place = places[number, index] = -(-end // alignment) * alignment
+                    # The table of stack frames ends at a word of zeros.
+                    end = place + section.size + (8 if section.type == _UNWIND else 0)
         if not writable:
             end = fixed = max(-(-end // _PAGE) * _PAGE, _PAGE)
     return places, fixed, end

@@ -1,15 +1,19 @@
 """Machine code from LLVM text: in this process, as assembly, or as an object file."""
 
+import ctypes
 import importlib.util
-from collections.abc import Mapping
-from contextlib import suppress
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 
 from graphkb.codegen.elf import Image, UnsupportedError
+from graphkb.codegen.module_parts import join_objects, split_module, split_objects
 from graphkb.codegen.target import Target
 
 _ready = False
@@ -47,9 +51,24 @@ def _machine(target: Target, level: int, reloc: str, jit: bool) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _emitter(target: Target, level: int, reloc: str) -> Any:
-    """The machine that writes files. Preparing one takes as long as the code of a small kernel, so it is kept."""
-    return _machine(target, level, reloc, False)
+def _emitters(target: Target, level: int, reloc: str) -> list[Any]:
+    """Machines that write files and are not at work.
+
+    Preparing one takes as long as the code of a small kernel, so they are kept.
+    """
+    return []
+
+
+@contextmanager
+def _emitter(target: Target, level: int, reloc: str) -> Iterator[Any]:
+    """A machine that writes files, for one thread at a time."""
+    idle = _emitters(target, level, reloc)
+    try:
+        machine = idle.pop()
+    except IndexError:
+        machine = _machine(target, level, reloc, False)
+    yield machine
+    idle.append(machine)
 
 
 def _parse(text: str) -> Any:
@@ -128,10 +147,15 @@ def load_object(
         target: the target that it was made for.
         text, level: what it was made from, for `Engine.assembly`.
         known: addresses of functions of other modules that it calls.
+
+    Raises:
+        ValueError: there are several object files, and this machine is one where only LLVM's linker works.
     """
     if target.is_x86:
         with suppress(UnsupportedError):
-            return Engine(Image(data, known), text, target, level)
+            return Engine(Image(split_objects(data), known), text, target, level)
+    if len(split_objects(data)) > 1:
+        raise ValueError("engine: several object files, which only the linker for Linux on x86-64 takes")
     llvm = _llvm()
     for name, address in (known or {}).items():
         llvm.add_symbol(name, address)
@@ -166,9 +190,77 @@ def llvm_identity() -> str:
 
 def emit_object(text: str, target: Target, reloc: str = "pic", level: int = 2) -> bytes:
     """A relocatable object file of a module, for any target."""
-    return bytes(_emitter(target, level, reloc).emit_object(_parse(text)))
+    module = _parse(text)
+    with _emitter(target, level, reloc) as machine:
+        return _generate(machine, module)
+
+
+def emit_objects(text: str, target: Target, threads: int, level: int = 2) -> bytes:
+    """Object files of a module for `load_object`, made by several threads where it is long and LLVM is not needed then.
+
+    The functions' code does not depend on the number of threads.
+    """
+    parts = split_module(text, threads) if target.is_x86 and sys.platform == "linux" else [text]
+    return join_objects(_share_work(lambda part: emit_object(part, target, level=level), parts))
+
+
+def _share_work(work: Callable[[str], bytes], items: Sequence[str]) -> list[bytes]:
+    """`work` done for each item, each in a thread of its own; the first one in this thread."""
+    results: dict[int, bytes] = {}
+
+    def run(number: int) -> None:
+        with suppress(Exception):
+            results[number] = work(items[number])
+
+    started: list[Thread] = []
+    for number in range(1, len(items)):
+        thread = Thread(target=run, args=(number,), name=f"graphkb-code-{number}", daemon=True)
+        with suppress(RuntimeError):  # the system, or the end of the process, grants no more threads
+            thread.start()
+            started.append(thread)
+    run(0)
+    for thread in started:
+        thread.join()
+    # What was not done is done here, where an exception reaches the caller.
+    return [results[i] if i in results else work(item) for i, item in enumerate(items)]
+
+
+def _generate(machine: Any, module: Any) -> bytes:
+    """The object file of a parsed module.
+
+    llvmlite lets one thread at a time into LLVM. LLVM itself only asks that threads share neither contexts nor
+    machines, so the function is called past that lock.
+    """
+    emit = _unlocked_emit()
+    if emit is None:
+        return bytes(machine.emit_object(module))
+    from llvmlite.binding import ffi
+
+    with ffi.OutputString() as error:
+        buffer = emit(machine, module, 1, error)
+        if not buffer:
+            raise RuntimeError(str(error))
+    try:
+        return ctypes.string_at(ffi.lib.LLVMPY_GetBufferStart(buffer), ffi.lib.LLVMPY_GetBufferSize(buffer))
+    finally:
+        ffi.lib.LLVMPY_DisposeMemoryBuffer(buffer)
+
+
+@lru_cache(maxsize=1)
+def _unlocked_emit() -> Any:
+    """The function behind `TargetMachine.emit_object`; None where this llvmlite has it not."""
+    from llvmlite.binding import ffi
+
+    with suppress(AttributeError, OSError):
+        wrapped = ffi.lib.LLVMPY_TargetMachineEmitToMemory
+        found = ctypes.CDLL(ffi.lib._name, handle=ffi.lib._handle).LLVMPY_TargetMachineEmitToMemory
+        found.argtypes, found.restype = wrapped.argtypes, wrapped.restype
+        return found
+    return None
 
 
 def emit_assembly(text: str, target: Target, reloc: str = "pic", level: int = 2) -> str:
     """The assembly text of a module, for any target."""
-    return str(_emitter(target, level, reloc).emit_assembly(_parse(text)))
+    module = _parse(text)
+    with _emitter(target, level, reloc) as machine:
+        return str(machine.emit_assembly(module))

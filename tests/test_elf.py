@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not LINUX_X86, reason="the linker is for Linux o
 
 
 def image(text: str) -> Image:
-    return Image(emit_object(text, TARGET))
+    return Image([emit_object(text, TARGET)])
 
 
 def run(of: Image, name: str, *args: int) -> int:
@@ -160,7 +160,7 @@ def test_damaged_objects_are_refused_not_fatal() -> None:
     assert b".eh_frame" not in data
     for end in range(0, len(data), 31):
         with pytest.raises(UnsupportedError):
-            Image(data[:end])
+            Image([data[:end]])
     generator = random.Random(0)
     refused = 0
     for _ in range(400):
@@ -168,7 +168,7 @@ def test_damaged_objects_are_refused_not_fatal() -> None:
         for _ in range(3):
             damaged[generator.randrange(len(data))] = generator.randrange(256)
         try:
-            Image(bytes(damaged))
+            Image([bytes(damaged)])
         except UnsupportedError:
             refused += 1
     assert 0 < refused < 400
@@ -179,4 +179,4 @@ def test_objects_of_other_machines_are_refused(name: str) -> None:
     from graphkb.codegen.target import TARGETS
 
     with pytest.raises(UnsupportedError, match="no ELF object file for x86-64"):
-        Image(emit_object("define void @f() {\n  ret void\n}\n", TARGETS[name]))
+        Image([emit_object("define void @f() {\n  ret void\n}\n", TARGETS[name])])

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 256 * 2**20
 """The size that the folder is trimmed to, about: the entries longest unused go first."""
 
-_FORMAT = 1
+_FORMAT = 2
 _MARK = f"graphkb kernels {_FORMAT}\n".encode()
 _SUFFIX = ".kernels"
 _TEMPORARY = ".tmp"
@@ -37,6 +37,8 @@ _HEADER_BYTES = len(_MARK) + 32 + 32
 # Looking at every entry costs milliseconds once there are thousands, so one store in so many does it.
 _TRIM_EVERY = 32
 _HOUR = 3600.0
+# More threads than this gain little: the longest function of a module is one thread's work.
+_MOST_THREADS = 4
 _POSSIBLE = hasattr(os, "geteuid") and os.open in os.supports_dir_fd
 
 _engines: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
@@ -71,18 +73,23 @@ def compile_kernels(text: str, target: Target, options: Options, level: int = 2)
     Raises:
         RuntimeError: the text is not valid LLVM; the message is LLVM's.
     """
-    from graphkb.codegen.engine import emit_object, load_object
+    from graphkb.codegen.engine import emit_objects, load_object
     from graphkb.codegen.thread_pool import POOL_DECLARATION
-    from graphkb.runtime.threads import pool_symbols
+    from graphkb.runtime.threads import pool_symbols, thread_count
 
     start = time.perf_counter()
     key = _key(text, target, level)
     pooled = POOL_DECLARATION in text
     engine = find_kernels(key, target, options, pooled, level)
     if engine is None:
-        data = emit_object(text, target, level=level)
-        # What is kept is what runs: both ways lead through the same object file.
-        engine = load_object(data, target, text, level, pool_symbols(target, options) if pooled else {})
+        data = emit_objects(text, target, min(thread_count(options), _MOST_THREADS), level)
+        known = pool_symbols(target, options) if pooled else {}
+        # What is kept is what runs: both ways lead through the same object files.
+        try:
+            engine = load_object(data, target, text, level, known)
+        except ValueError:  # several files, which this machine's linker does not take
+            data = emit_objects(text, target, 1, level)
+            engine = load_object(data, target, text, level, known)
         _tell(options, "miss", key, len(data), start)
         write_entry(folder_of(options), key, data, options)
         _share(engine, key, options, pooled)
@@ -108,7 +115,10 @@ def find_kernels(key: str, target: Target, options: Options, pooled: bool, level
     if data is None:
         return None
     known = pool_symbols(target, options) if pooled else {}
-    engine = load_object(data, target, level=level, known=known)
+    try:
+        engine = load_object(data, target, level=level, known=known)
+    except ValueError:
+        return None
     _tell(options, "hit", key, len(data), start)
     _share(engine, key, options, pooled)
     return engine
