@@ -15,7 +15,7 @@ from graphkb.ir.types import NUMPY_DTYPE
 # Nanoseconds of work below which a product stays on one thread, and that a part should have at least.
 _SMALL, _GRAIN = 12_000, 5_000
 # The same where threads are awake, as they have just run the step before.
-_SMALL_AWAKE, _GRAIN_AWAKE = 4_000, 1_500
+_SMALL_AWAKE, _GRAIN_AWAKE = 2_500, 1_000
 # What one thread does in a nanosecond: multiply-adds, and bytes of B read.
 _SPEED, _BANDWIDTH = 50, 50
 # Whole matrices are shared out if there are so many, or if one takes no longer than this.

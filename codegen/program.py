@@ -20,11 +20,14 @@ from graphkb.ir.leaves import VariableCell
 from graphkb.ir.node import Node
 from graphkb.ir.types import TupleType
 from graphkb.ops.control import is_control, items
+from graphkb.passes.durations import product_picoseconds
 from graphkb.passes.order_steps import Flow, order_steps
 from graphkb.passes.plan_memory import MemoryPlan, Request, plan_memory
 
 # Calls in one function: LLVM's effort grows faster than a function's length.
 _CHUNK = 64
+# Picoseconds of products one after another for whose sake threads stay awake.
+_LIVELY = 24_000_000
 
 
 Step: TypeAlias = Call | LoopCall | BranchCall
@@ -78,7 +81,7 @@ class Program:
     Attributes:
         graph: the fused graph.
         outer: the unknown sizes that the program around a body is told; None for a program that stands by itself.
-        often: whether it runs again and again at once, so that threads are awake when it does.
+        often: whether it holds many products or runs again and again at once, so that threads are awake when it does.
         calls: in the order in which they run.
         bound: the variables and constants that the caller hands over, after the inputs.
         places: the memory of every base node.
@@ -209,7 +212,7 @@ class _ProgramWriter(Writer):
 
 def make_program(graph: Graph, target: Target) -> Program:
     """The program of a fused graph all of whose nodes have kernels."""
-    program = Program(graph, Kernels(target))
+    program = Program(graph, Kernels(target), often=product_picoseconds(graph) >= _LIVELY)
     _Planner(program).run()
     return program
 

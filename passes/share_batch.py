@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from graphkb.ir.dims import Dim
 from graphkb.ir.graph import Graph
-from graphkb.ir.node import Node
+from graphkb.passes.durations import inner_ops, picoseconds
 from graphkb.passes.split_batch import SplitBody, split_body
 
 # Samples of a part, and the fewest that still use the rows of a matrix well once they are read from the cache.
@@ -16,8 +15,6 @@ _SAMPLES, _FEWEST = 8, 4
 _MOST_PARTS = 64
 # What each part reads in every step must stay in the second-level cache, or had better be divided instead.
 _MOST_BYTES = 3 << 18
-# Picoseconds of a multiply-add, and of an operation or a move of one element, in vectors.
-_MULTIPLY_ADD, _OPERATION = 20, 25
 # What a part should take at least, in picoseconds, and how many steps an unknown number of them counts as.
 _PART, _STEPS = 10_000_000, 32
 
@@ -52,8 +49,8 @@ def share_batch(body: Graph, states: int, sequences: int, length: Dim) -> tuple[
     batch = body.inputs[0].shape[0] if states and body.inputs[0].ndim else 0
     if not isinstance(batch, int) or not all(node.type.is_static for node in body.nodes):
         return ()
-    work = _picoseconds(body) * (length if isinstance(length, int) else _STEPS)
-    fewest = _FEWEST if any(node.op.name == "dot" for node in _ops(body)) else 1
+    work = picoseconds(body) * (length if isinstance(length, int) else _STEPS)
+    fewest = _FEWEST if any(node.op.name == "dot" for node in inner_ops(body)) else 1
     count = min(_count(batch, fewest), work // _PART)
     if count < 2:
         return ()
@@ -76,50 +73,11 @@ def _count(batch: int, fewest: int) -> int:
     return even[0] if even else most
 
 
-def _ops(body: Graph) -> Iterator[Node]:
-    """What a step computes, inside kernels as well."""
-    for node in body.nodes:
-        if node.op.kind == "fused":
-            yield from _ops(node.attrs["body"])  # kernels do not nest
-        elif node.op.kind not in ("leaf", "control"):
-            yield node
-
-
-def _picoseconds(body: Graph) -> int:
-    """About how long a step takes on one thread; its sizes are known."""
-    return sum(map(_time, _ops(body)))
-
-
-def _time(node: Node) -> int:
-    match node.op.name:
-        case "dot":
-            x = node.inputs[0]
-            depth = 1
-            for axis in node.attrs["contract_x"]:
-                depth *= _known(x.shape[axis])
-            return _length(node) * depth * _MULTIPLY_ADD
-        case "conv":
-            kernel = node.inputs[1]
-            return _length(node) * (_length(kernel) // max(1, _known(kernel.shape[-1]))) * _MULTIPLY_ADD
-        case _:
-            cost = node.op.cost if node.op.kind == "elementwise" else 0
-            return max([_length(i) for i in (node, *node.inputs)]) * (cost + 1) * _OPERATION
-
-
-def _length(node: Node) -> int:
-    return _known(node.type.size)
-
-
-def _known(dim: Dim) -> int:
-    assert isinstance(dim, int)
-    return dim
-
-
 def _shared_bytes(body: Graph, split: SplitBody) -> int:
     """The bytes of what a step reads whichever samples it computes."""
     parameters = [p for i, p in enumerate(body.inputs) if i not in split.varying]
     leaves = [node for node in body.nodes if node.op.kind == "leaf" and node.op.name != "placeholder"]
-    return sum(_known(node.type.nbytes) for node in (*parameters, *leaves))
+    return sum(node.type.nbytes for node in (*parameters, *leaves) if isinstance(node.type.nbytes, int))
 
 
 __all__ = ["Parts", "share_batch"]

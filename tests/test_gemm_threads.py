@@ -11,10 +11,14 @@ from test_gemm import Case, build, build_cases, products
 import graphkb
 from graphkb import backend as K
 from graphkb.codegen.builder import Builder
+from graphkb.codegen.program import make_program
 from graphkb.codegen.target import host_target
 from graphkb.ir.dims import symbol
-from graphkb.ops import linalg
+from graphkb.ir.graph import Graph
+from graphkb.ir.node import Node
+from graphkb.ops import elementwise, linalg
 from graphkb.ops.leaf import placeholder
+from graphkb.passes.fuse import Fuse
 
 pytest.importorskip("llvmlite")
 
@@ -65,6 +69,46 @@ def test_large_products_are_shared_and_small_ones_are_not() -> None:
     cases = [Case(130, 300, 700), Case(900, 200, 70), Case(33, 65, 47, batch=(40,)), Case(8, 8, 8)]
     kernels = products(build_cases(cases, host_target())[0].program)
     assert [k.parts.axis for k in kernels] == ["columns", "rows", "outer", ""]
+
+
+def layers(count: int, size: int) -> tuple[list[Node], Node]:
+    """Products with a bias and an activation, one after another, each of its own weights."""
+    x = y = placeholder((size, size), "float32", "x")
+    weights = [placeholder((size, size), "float32", f"w{i}") for i in range(count)]
+    for w in weights:
+        y = elementwise.relu(linalg.dot(y, w, (), (), (1,), (0,)))
+    return [x, *weights], y
+
+
+def axes_of(count: int, size: int) -> set[str]:
+    inputs, result = layers(count, size)
+    program = make_program(Fuse().apply(Graph(tuple(inputs), (result,))), host_target())
+    return {kernel.parts.axis for kernel in products(program)}
+
+
+def test_smaller_products_are_shared_where_many_follow_one_another() -> None:
+    assert axes_of(1, 64) == axes_of(3, 64) == {""}
+    assert axes_of(12, 64) == {"rows"}
+    assert axes_of(100, 16) == {""}
+
+
+def test_a_chain_of_small_products_has_the_same_bits_on_any_number_of_threads() -> None:
+    rng = np.random.default_rng(3)
+    values = [rng.uniform(-1, 1, (60, 60)).astype(np.float32) / 4 for _ in range(13)]
+    results = []
+    for threads in (1, 2, 3):
+        with graphkb.options(threads=threads):
+            x, *weights = (K.placeholder(shape=(60, 60)) for _ in values)
+            y = x
+            for w in weights:
+                y = K.relu(K.dot(y, w))
+            results.append(K.function([x, *weights], [y])(values)[0])
+    exact = values[0].astype(np.float64)
+    for value in values[1:]:
+        exact = np.maximum(exact @ value.astype(np.float64), 0)
+    np.testing.assert_allclose(results[0], exact, rtol=1e-4, atol=1e-6 * exact.max())
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
 
 
 @pytest.mark.parametrize("size", [(7, 20, 70), (70, 40, 3), (1, 50, 33), (33, 50, 1)], ids=str)
