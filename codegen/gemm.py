@@ -160,7 +160,7 @@ class Gemm(Product):
     def keeps_partial(self) -> bool:
         """Whether each group of units has partial sums of its own."""
         axis = self.parts.axis
-        return axis == "outer" or (axis == "columns" and not self.tiling.streams)
+        return axis in ("outer", "depth") or (axis == "columns" and not self.tiling.streams)
 
     @property
     def keeps(self) -> bool:
@@ -210,7 +210,7 @@ class Gemm(Product):
             self.k: f"vector {t.lanes}" if t.dots else "" if self.one_block else f"block {t.block}",
         }
         axis = self.parts.axis
-        cut = {"outer": self.outer, "columns": (self.n,), "rows": self.rows[:1], "": ()}[axis]
+        cut = {"outer": self.outer, "columns": (self.n,), "rows": self.rows[:1], "depth": (self.k,), "": ()}[axis]
         for var in cut:
             notes[var] = f"{notes.get(var, '')} parallel".strip()
         lines = []

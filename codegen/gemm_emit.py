@@ -78,6 +78,9 @@ class _Product(Operands):
             self._share(lambda part, begin, end: part.tiles(begin, end, None))
         elif axis == "rows":
             self._share(lambda part, begin, end: part.tiles(0, part._count_panels(), (begin, end)))
+        elif axis == "depth":
+            self._share(lambda part, begin, _: part._stream(0, part._count_panels(), begin))
+            self._add_parts()
         else:
             self.tiles(0, self._count_panels(), None)
 
@@ -179,19 +182,58 @@ class _Product(Operands):
         last = Panel(first + left - rest, rest, 1, narrow, rest != narrow)
         return [*([Panel(first, left - rest, left // lanes, lanes)] if left > rest else []), last]
 
-    def _stream(self, begin: Size, end: Size) -> None:
-        """A few rows of B after another, each from end to end."""
+    def _stream(self, begin: Size, end: Size, part: Size | None = None) -> None:
+        """A few rows of B after another, each from end to end: all of them, or those of one part of K."""
         k, step, math = self.kernel.k.extent, self.t.block, self.math
         assert isinstance(k, int)
+        start = 0 if part is None else math.mul(part, self.kernel.parts.depth)
+        stop = k if part is None else math.minimum(math.add(start, self.kernel.parts.depth), k)
 
-        def rows_of_b(at: Size, length: int) -> None:
-            block = Block(at, length, math.compare("eq", at, 0), math.compare("ge", math.add(at, length), k))
+        def rows_of_b(at: Size, length: Size) -> None:
+            last = part is None and math.compare("ge", math.add(at, length), k)
+            block = Block(at, length, math.compare("eq", at, start), last)
             self._panels(begin, end, lambda panel: self._rows(panel, block, None))
 
         whole = k // step * step
-        math.loop(0, whole, step, lambda at: rows_of_b(at, step), "rows")
+        math.loop(start, math.minimum(stop, whole), step, lambda at: rows_of_b(at, step), "rows")
         if k > whole:
-            rows_of_b(whole, k - whole)
+            math.loop(math.maximum(start, whole), stop, step, lambda at: rows_of_b(at, k - whole), "rest")
+
+    def _add_parts(self) -> None:
+        """The sums of all parts of K, always in the same order, and then the epilogue of every tile."""
+        b, kernel, math, lanes = self.b, self.kernel, self.math, self.t.lanes
+        units = kernel.parts.units
+        assert isinstance(units, int)
+        places = []
+        for self.slot in range(units):
+            places.append(self._set_aside(0, Panel(0, 0, 0, lanes))[0])
+        self.slot = 0
+
+        def row(at: Size) -> None:
+            first = math.mul(at, kernel.pitch)
+
+            def vector(column: Size) -> None:
+                each = [b.gep(place, math.value(math.add(first, column)), kernel.dtype) for place in places]
+                total, *rest = [b.load(place, kernel.dtype, lanes) for place in each]
+                for value in rest:
+                    total = b.fadd(total, value)
+                b.store(total, each[0])
+
+            # What lies behind the last column belongs to nobody.
+            math.loop(0, self.size(kernel.n.extent), lanes, vector, "column")
+
+        math.loop(0, self.size(kernel.m.extent), 1, row, "sum")
+
+        def panel(some: Panel) -> None:
+            for group in self._groups(some, None):
+
+                def tile(at: Size, group: Group = group) -> None:
+                    row = math.add(math.mul(at, group.height), group.base)
+                    self._finish(some, row, group.height, self._set_aside(row, some)[0])
+
+                math.loop(group.begin, group.end, 1, tile, "row")
+
+        self._panels(0, self._count_panels(), panel)
 
     def _panel(self, panel: Panel, rows: tuple[Size, Size] | None) -> None:
         """A panel of C: block by block of K, all rows."""
@@ -252,15 +294,19 @@ class _Product(Operands):
             return
 
         def finish() -> None:
-            places = {**self.body.vars, kernel.m: math.value(row), kernel.n: math.value(panel.first)}
-            epilogue = self._epilogue()
-            epilogue.call(b, self.pointers, self.symbols, places, c, math.value(rows), math.value(panel.columns))
+            self._finish(panel, row, rows, c)
 
         if isinstance(block.last, bool):
             if block.last:
                 finish()
         else:
             b.branch(block.last, finish, hint="last")
+
+    def _finish(self, panel: Panel, row: Size, rows: Size, sums: Value) -> None:
+        """The epilogue of a tile."""
+        value = self.math.value
+        places = {**self.body.vars, self.kernel.m: value(row), self.kernel.n: value(panel.first)}
+        self._epilogue().call(self.b, self.pointers, self.symbols, places, sums, value(rows), value(panel.columns))
 
     def _multiply(
         self,
@@ -321,6 +367,8 @@ class _Product(Operands):
         k, n, m = kernel.k.extent, kernel.n.extent, kernel.m.extent
         lines = self._lines(panel)
         if t.streams:
+            if kernel.parts.axis == "depth":
+                return 0  # it lies in one piece, as the processor expects
             nbytes = k * n * ITEM_SIZES[kernel.b.dtype]
             return lines if isinstance(nbytes, int) and nbytes >= _FAR else 0
         if panel.lanes == 1 or m == 1 or (isinstance(k, int) and k < _FEW_ROWS):

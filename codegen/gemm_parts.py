@@ -26,6 +26,9 @@ _PANELS = 8
 _MOST_GROUPS = 16
 # Rows that pay for one more copy of a panel of B, and how few do where there would be one group only.
 _ROWS_PER_COPY, _FEWEST_ROWS = 128, 32
+# A matrix that passes by in short rows is cut along K, so that each thread reads one piece of memory: parts of so many
+# bytes, as many at most, and with so many sums to be added up in all.
+_SHORT_ROW, _PASSING_PART, _MOST_PASSING, _MOST_SUMS = 1 << 14, 1 << 18, 16, 1 << 16
 # What an unknown size counts as.
 _UNKNOWN = 512
 
@@ -35,18 +38,20 @@ class Parts:
     """How the work of one product is shared out.
 
     Attributes:
-        axis: what is cut: matrices, panels of columns, tiles of rows, or nothing.
+        axis: what is cut: matrices, panels of columns, tiles of rows, the contracted axis, or nothing.
         units: how many pieces there are; results do not depend on which thread takes which.
         group: consecutive units that share working memory.
         nanoseconds: what one unit takes, about.
         awake: whether threads have just run something else.
+        depth: how much of the contracted axis a unit has, where that is cut; the last one may have less.
     """
 
-    axis: Literal["", "outer", "columns", "rows"]
+    axis: Literal["", "outer", "columns", "rows", "depth"]
     units: Dim
     group: Dim
     nanoseconds: Dim
     awake: bool = False
+    depth: int = 0
 
     @property
     def slots(self) -> Dim:
@@ -77,7 +82,10 @@ def share_out(p: Product, outer: Sequence[Var], t: Tiling, keeps: bool, awake: b
     matrix = _guess(_nanoseconds(p, _guess(m), _guess(n), _guess(k)))
     if many * matrix < (_SMALL_AWAKE if awake else _SMALL):
         return Parts("", 1, 1, 0)
-    axis: Literal["outer", "columns", "rows"]
+    axis: Literal["outer", "columns", "rows", "depth"]
+    depth = _passing_depth(p, t)
+    if depth and many == 1:
+        return Parts("depth", _ceil(k, depth), 1, _nanoseconds(p, m, n, depth), awake, depth)
     if many >= _MANY or (many > 1 and matrix < _SHORT):
         axis, units, each = "outer", count, _nanoseconds(p, m, n, k)
     elif t.streams or t.pack_a or _guess(panels) >= _PANELS or _guess(panels) >= _guess(tiles):
@@ -89,6 +97,18 @@ def share_out(p: Product, outer: Sequence[Var], t: Tiling, keeps: bool, awake: b
         most, fewest = (-(-count // t.rows) for count in (_ROWS_PER_COPY, _FEWEST_ROWS))
         group = maximum(group, max(fewest, min(most, -(-units // 2))) if isinstance(units, int) else most)
     return Parts(axis, units, group, each, awake)
+
+
+def _passing_depth(p: Product, t: Tiling) -> int:
+    """How much of K each part has of a matrix that passes by in short rows; 0 where it is not cut."""
+    m, k, n = p.m.extent, p.k.extent, p.n.extent
+    if not (t.streams and isinstance(m, int) and isinstance(k, int) and isinstance(n, int)):
+        return 0
+    row = n * NUMPY_DTYPE[p.b.dtype].itemsize
+    count = min(_MOST_PASSING, k * row // _PASSING_PART, _MOST_SUMS // (m * n))
+    if row >= _SHORT_ROW or count < 4:
+        return 0
+    return -(-k // (count * t.block)) * t.block
 
 
 def _nanoseconds(p: Product, m: Dim, n: Dim, k: Dim) -> Dim:

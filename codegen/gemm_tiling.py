@@ -242,7 +242,7 @@ def _copies_b(p: Product, tiles: int) -> bool:
 def _streamed(p: Product, tiling: Tiling) -> Tiling:
     return replace(
         tiling,
-        width=tiling.lanes * min(4, tiling.vectors),
+        width=tiling.lanes * min(8, tiling.vectors),
         block=_STREAMED_ROWS if length_of(p.k) <= _LONG_STREAM else _LONG_STREAMED_ROWS,
         pack_a=False,
         pack_b=False,

@@ -9,6 +9,7 @@ from graphkb.codegen.gemm import Gemm
 from graphkb.codegen.loops import Affine, Buffer, For, Kernel, Load, NativeKernel, Store, Var, affine
 from graphkb.codegen.lower import lower
 from graphkb.codegen.parallel import parallelize
+from graphkb.codegen.parts import Joined
 from graphkb.codegen.target import Target
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node
@@ -35,7 +36,7 @@ class Kernels:
         kernel = self._lowered.get(key)
         if kernel is None:
             kernel = lower(body, _kernel_name(body), self.target)
-            if often and isinstance(kernel, Gemm):
+            if often and isinstance(kernel, Gemm | Joined):
                 kernel = kernel.shared_while_awake()
             kernel = self._lowered[key] = self._share(kernel)
         return kernel

@@ -62,6 +62,10 @@ class Joined:
         """The same kernel under another name."""
         return replace(self, name=name)
 
+    def shared_while_awake(self) -> Joined:
+        """The same kernel for threads that are awake already, which pays for less work."""
+        return replace(self, parts=tuple([p.shared_while_awake() if isinstance(p, Gemm) else p for p in self.parts]))
+
     def emit(self, b: Builder) -> None:
         """Append the parts' functions and the one that calls them."""
         names = [f"{self.name}.{i}" for i in range(len(self.parts))]

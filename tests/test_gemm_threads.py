@@ -11,12 +11,14 @@ from test_gemm import Case, build, build_cases, products
 import graphkb
 from graphkb import backend as K
 from graphkb.codegen.builder import Builder
+from graphkb.codegen.gemm import Gemm
+from graphkb.codegen.parts import Joined
 from graphkb.codegen.program import make_program
 from graphkb.codegen.target import host_target
 from graphkb.ir.dims import symbol
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node
-from graphkb.ops import elementwise, linalg
+from graphkb.ops import elementwise, linalg, shape
 from graphkb.ops.leaf import placeholder
 from graphkb.passes.fuse import Fuse
 
@@ -31,6 +33,8 @@ SHARED = {
     "few columns": ((3000, 300), (300, 3), False, False),
     "vector": ((700, 900), (900, 1), False, False),
     "stream": ((1, 900), (900, 700), False, False),
+    "stream in parts": ((1, 6007), (6007, 70), False, False),
+    "stream of rows in parts": ((3, 9001), (9001, 130), False, False),
     "copied B": ((300, 300), (300, 300), False, True),
     "copied A": ((800, 601), (800, 260), True, False),
     "long": ((40, 1600), (1600, 130), False, False),
@@ -66,9 +70,9 @@ def test_bits_do_not_depend_on_threads(name: str, epilogue: bool) -> None:
 
 
 def test_large_products_are_shared_and_small_ones_are_not() -> None:
-    cases = [Case(130, 300, 700), Case(900, 200, 70), Case(33, 65, 47, batch=(40,)), Case(8, 8, 8)]
+    cases = [Case(130, 300, 700), Case(900, 200, 70), Case(33, 65, 47, batch=(40,)), Case(1, 6007, 70), Case(8, 8, 8)]
     kernels = products(build_cases(cases, host_target())[0].program)
-    assert [k.parts.axis for k in kernels] == ["columns", "rows", "outer", ""]
+    assert [k.parts.axis for k in kernels] == ["columns", "rows", "outer", "depth", ""]
 
 
 def layers(count: int, size: int) -> tuple[list[Node], Node]:
@@ -90,6 +94,15 @@ def test_smaller_products_are_shared_where_many_follow_one_another() -> None:
     assert axes_of(1, 64) == axes_of(3, 64) == {""}
     assert axes_of(12, 64) == {"rows"}
     assert axes_of(100, 16) == {""}
+
+
+def test_smaller_products_that_write_into_padding_are_shared_as_well() -> None:
+    inputs, result = layers(12, 64)
+    padded = shape.pad(result, (1, 1), (1, 1), (66, 66))
+    program = make_program(Fuse().apply(Graph(tuple(inputs), (padded,))), host_target())
+    *_, last = program.kernels.by_signature.values()
+    assert isinstance(last, Joined)
+    assert [kernel.parts.axis for kernel in last.parts if isinstance(kernel, Gemm)] == ["rows"]
 
 
 def test_a_chain_of_small_products_has_the_same_bits_on_any_number_of_threads() -> None:
