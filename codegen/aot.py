@@ -10,6 +10,7 @@ import numpy as np
 
 from graphkb.codegen.builder import Builder, Value
 from graphkb.codegen.emit import Sizes
+from graphkb.codegen.packed_weights import Packing
 from graphkb.codegen.program import Program, interpreted_nodes, make_program
 from graphkb.codegen.target import Target
 from graphkb.codegen.threads import define_parallel_for, library_pool, program_hook
@@ -18,7 +19,7 @@ from graphkb.ir.errors import CompileError
 from graphkb.ir.graph import Graph, built_at, graph_symbols
 from graphkb.ir.leaves import Array, VariableCell
 from graphkb.ir.node import Node
-from graphkb.ir.record import record
+from graphkb.ir.types import NUMPY_DTYPE
 from graphkb.passes.fuse import Fuse
 from graphkb.passes.pipeline import optimize
 from graphkb.passes.plan_memory import aligned
@@ -41,7 +42,7 @@ C_KEYWORDS = frozenset((
 ))  # fmt: skip
 
 
-@record
+@dataclass(frozen=True)
 class CArray:
     """An input or output as C sees it: a pointer to row-major elements."""
 
@@ -50,7 +51,7 @@ class CArray:
     shape: tuple[Dim, ...]
 
 
-@record
+@dataclass(frozen=True)
 class CVariable:
     """A variable that the program updates: it lives in the caller's state, `offset` bytes from its start."""
 
@@ -144,7 +145,7 @@ def make_c_module(graph: Graph, prefix: str, target: Target, sizes: dict[str, in
     graph = UnifySizes().apply(_fixed(graph, sizes))
     fused = Fuse().apply(optimize(graph))
     _refuse_interpreted(fused)
-    program = make_program(fused, target)
+    program = make_program(fused, target, packs=True)
     names = _size_names(graph)
     _refuse_compound(graph, names)
     variables, state_bytes = _state(graph)
@@ -323,14 +324,18 @@ def _emit_run(
         _fail_if(b, b.icmp("ne", low, zero), BAD_WORKSPACE)
     if module.state_bytes:
         _fail_if(b, b.icmp("eq", _address(b, scratch[0]), zero), NULL_POINTER)
+    unread = program.unread
     bound = [
         b.byte_offset(scratch[0], variables[node.attrs["cell"]].offset)
         if node.op.name == "variable" and node.attrs["cell"] in variables
+        else b.null()
+        if node in unread
         else _constant(b, node)
         for node in program.bound
     ]
+    packed = [_packed(b, packing) for packing in program.packed]
     inputs = len(module.inputs)
-    listed = [*arrays[:inputs], *bound, *arrays[inputs:]]
+    listed = [*arrays[:inputs], *bound, *packed, *arrays[inputs:]]
     args = b.alloca("ptr", max(1, len(listed)))
     for i, pointer in enumerate(listed):
         b.store(pointer, b.gep(args, i, "ptr"))
@@ -359,6 +364,15 @@ def _constant(b: Builder, node: Node) -> Value:
     """The address of a leaf's value inside the module."""
     assert node.op.numpy is not None
     return _bytes(b, np.asarray(node.op.numpy(**node.attrs)))
+
+
+def _packed(b: Builder, packing: Packing) -> Value:
+    """The address of a leaf's packed value inside the module."""
+    numpy, layout = packing.leaf.op.numpy, packing.layout
+    assert numpy is not None
+    array = np.empty(layout.size, NUMPY_DTYPE[layout.dtype])
+    layout.pack(np.ascontiguousarray(numpy(**packing.leaf.attrs)), array)
+    return _bytes(b, array)
 
 
 def _bytes(b: Builder, array: Array) -> Value:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from graphkb.codegen.builder import Builder, Value, type_of
 from graphkb.codegen.loops import NativeKernel
 from graphkb.ir.dims import Dim
 from graphkb.ir.node import Node
-from graphkb.ir.record import record
 
 if TYPE_CHECKING:
     from graphkb.codegen.emit import Sizes
     from graphkb.codegen.program import Program
 
 
-@record
+@dataclass(frozen=True)
 class Place:
     """Where a value lies: argument `index` of the call, or `offset` bytes into the workspace."""
 
-    kind: Literal["input", "bound", "output", "workspace"]
+    kind: Literal["input", "bound", "packed", "output", "workspace"]
     index: int = 0
     offset: Dim = 0
 
@@ -71,7 +71,7 @@ def stop_if(b: Builder, bad: Value) -> None:
     b.start(go_on)
 
 
-@record
+@dataclass(frozen=True)
 class Call:
     """One kernel with the values that it reads and those that it writes."""
 
@@ -82,6 +82,8 @@ class Call:
     source: Node | None = None
     target: Place | None = None
     scratch: Place | None = None
+    # Packed copies of operands, in the order in which the kernel takes them.
+    packed: tuple[Place, ...] = ()
 
     @property
     def scratch_bytes(self) -> Dim:
@@ -120,6 +122,7 @@ class Call:
         """Append the call to the open function."""
         pointers = [w.address_of(n) for n in self.operands]
         pointers += [w.address(self.target)] if self.target else [w.address_of(n) for n in self.results]
+        pointers += map(w.address, self.packed)
         pointers += [w.address(self.scratch)] if self.scratch else []
         w.call_kernel(self.kernel, pointers)
 

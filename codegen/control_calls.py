@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from graphkb.codegen.builder import Builder, Value
@@ -12,7 +12,6 @@ from graphkb.codegen.calls import Place, Writer
 from graphkb.ir.dims import Dim, maximum
 from graphkb.ir.graph import Graph, bodies
 from graphkb.ir.node import Node
-from graphkb.ir.record import record
 from graphkb.ir.types import TensorType
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ Items = tuple[Node | None, ...]
 Plan = Callable[[Graph, bool], "Program"]
 
 
-@record(eq=False)
+@dataclass(frozen=True, eq=False)
 class ControlCall(ABC):
     """A loop or a branch with the values that it reads and those that it writes.
 
@@ -126,7 +125,7 @@ class Arguments:
 
 
 # ---------------------------------------------------------------------------------------------- branches
-@record(eq=False)
+@dataclass(frozen=True, eq=False)
 class BranchCall(ControlCall):
     """A cond: the first operand decides which body fills the results."""
 

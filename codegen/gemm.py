@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 from graphkb.codegen.builder import Builder
 from graphkb.codegen.gemm_parts import Parts, share_out
-from graphkb.codegen.gemm_tiling import Product, Tiling, choose_tiling, length_of, with_inner, with_rows
+from graphkb.codegen.gemm_tiling import (
+    Product,
+    Tiling,
+    choose_tiling,
+    last_panels,
+    length_of,
+    with_inner,
+    with_rows,
+)
 from graphkb.codegen.loops import (
     Affine,
     Apply,
@@ -21,12 +30,13 @@ from graphkb.codegen.loops import (
     Stmt,
     Store,
     Var,
+    expressions,
 )
 from graphkb.codegen.loops_text import format_kernel
+from graphkb.codegen.packed_weights import LEAST_BYTES, PackedLayout, Reads
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim, Symbol
 from graphkb.ir.origin import Origin
-from graphkb.ir.record import record
 from graphkb.ir.types import NUMPY_DTYPE
 
 # How long an axis of unknown size is taken to be beside known ones.
@@ -37,7 +47,7 @@ _LARGE_C, _SHORT_K, _SMALL_B = 1 << 20, 64, 1 << 18
 _ROWS_PER_COPY = 64
 
 
-@record(eq=False)
+@dataclass(frozen=True, eq=False)
 class Gemm(Product):
     """A kernel that computes a product for every value of the outer variables.
 
@@ -46,12 +56,14 @@ class Gemm(Product):
         outer: batch axes, and further axes of either operand.
         tiling: how it runs.
         parts: how it is shared out among threads.
+        reads_b: whether it reads B, as it lies or from a packed copy of all of it.
     """
 
     nest: Kernel
     outer: tuple[Var, ...]
     tiling: Tiling
     parts: Parts
+    reads_b: Reads = "plain"
 
     @property
     def name(self) -> str:
@@ -72,12 +84,52 @@ class Gemm(Product):
     @property
     def signature(self) -> str:
         rows, inner = (" ".join(v.name for v in group) for group in (self.rows, self.inner))
-        return f"{self.tiling}\n{rows}, {self.n.name}, {self.k.name} {inner}\n{self.nest.signature}"
+        return f"{self.tiling} {self.reads_b}\n{rows}, {self.n.name}, {self.k.name} {inner}\n{self.nest.signature}"
 
     @property
     def in_place(self) -> dict[int, set[int]]:
         """The inputs whose memory C may take: each element is read only where C's is then written."""
         return {self.buffers[-1].position: self.replaceable}
+
+    # ------------------------------------------------------------------ packed weights
+    @cached_property
+    def layout(self) -> PackedLayout | None:
+        """How all of B is packed; None where a copy would not help."""
+        t, n, axes = self.tiling, self.n.extent, (*self.segments, *self.inner, self.k)
+        if (
+            t.dots
+            or t.streams
+            or t.lanes == 1
+            or self.m.extent == 1
+            or self.b.dtype != self.dtype
+            or not isinstance(n, int)
+        ):
+            return None
+        if not t.masks and n % t.lanes:
+            return None
+        index, extents = self.b.index, [v.extent for v in axes]
+        steps = [index.factor(v) for v in axes]
+        numbers = [x for x in (index.offset, index.factor(self.n), *extents, *steps) if isinstance(x, int) and x >= 0]
+        if len(numbers) != 2 + 2 * len(axes) or 0 in extents or any(index.factor(v) != 0 for v in self.outer):
+            return None
+        if any(isinstance(e, Load) and e.buffer is self.b.buffer for e in expressions((self.store,))):
+            return None
+        pairs = tuple(zip(numbers[2 : 2 + len(axes)], numbers[2 + len(axes) :]))
+        last = [(p.first, 1, p.columns, p.width) for p in last_panels(t, n, self.dtype)]
+        panels = [(0, n // t.width, t.width, t.width)] if n >= t.width else []
+        layout = PackedLayout(self.dtype, numbers[0], pairs, numbers[1], (*panels, *last))
+        contiguous = layout.step == 1 and pairs[-1][1] <= t.width
+        return None if layout.nbytes < LEAST_BYTES or contiguous else layout
+
+    @property
+    def packed(self) -> tuple[tuple[int, PackedLayout], ...]:
+        """The packed operands that it takes beside its buffers: whose position they stand for, and how they lie."""
+        return ((self.b.buffer.position, self.layout),) if self.reads_b != "plain" and self.layout else ()
+
+    def reading(self, packed: Mapping[int, Reads]) -> Gemm:
+        """The same kernel, which takes packed operands in the place of some buffers, as far as that helps."""
+        reads = packed.get(self.b.buffer.position, "plain")
+        return replace(self, reads_b=reads) if reads != "plain" and self.layout is not None else self
 
     # ------------------------------------------------------------------ scratch
     @property
@@ -116,7 +168,7 @@ class Gemm(Product):
         if t.dots:
             return self._bytes(self.turned_pitch * _up(self.n.extent, t.lanes)) if t.pack_b else 0
         ragged = not isinstance(self.n.extent, int) or self.n.extent % t.lanes != 0
-        if not t.pack_b and (t.masks or not ragged):
+        if self.reads_b == "packed" or (not t.pack_b and (t.masks or not ragged)):
             return 0
         rows = _up(self.k.extent if self.one_block else t.block, t.lanes)
         if self.inner:
@@ -222,8 +274,10 @@ class Gemm(Product):
             lines.append(line)
         if t.pack_a:
             lines.insert(1, f"  pack {self.a.buffer.name} by {t.rows} of {self.m.name}")
-        if t.pack_b:
+        if t.pack_b and self.reads_b != "packed":
             lines.insert(1, f"  pack {self.b.buffer.name} by {t.width} of {self.n.name}")
+        if self.reads_b != "plain":
+            lines.insert(1, f"  {self.b.buffer.name} packed by {t.width} of {self.n.name} before calls")
         return "\n".join(lines) + "\n"
 
 

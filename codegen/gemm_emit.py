@@ -11,9 +11,10 @@ from graphkb.codegen.gemm_micro import Micro
 from graphkb.codegen.gemm_operands import Block, Group, Operands, Panel
 from graphkb.codegen.gemm_sizes import Size, Truth
 from graphkb.codegen.gemm_store import Epilogue
-from graphkb.codegen.gemm_tiling import LINE, narrowed
+from graphkb.codegen.gemm_tiling import LINE, last_panels
 from graphkb.codegen.loops import Var
 from graphkb.codegen.threads import parallel_region
+from graphkb.ir.dims import product
 
 # So few rows of B are not worth asking for those behind them.
 _FEW_ROWS = 16
@@ -24,6 +25,7 @@ _FAR = 1 << 22
 def emit_gemm(b: Builder, kernel: Gemm) -> None:
     """Append the function of a product: `void name(ptr buffer..., [ptr scratch,] i64 size...)`."""
     params = [(f"p{buffer.position}", "ptr") for buffer in kernel.buffers]
+    params += [(f"packed{i}", "ptr") for i in range(len(kernel.packed))]
     params += [("scratch", "ptr")] if kernel.scratch != 0 else []
     params += [(f"s{i}", "int64") for i in range(len(kernel.symbols))]
     with b.function(kernel.name, params, linkage="internal") as values:
@@ -155,8 +157,8 @@ class _Product(Operands):
             if t.dots:
                 each(Panel(first, left, vectors, t.lanes, ragged=True))
                 return
-            if isinstance(left, int) and isinstance(first, int):
-                for panel in self._last_panels(first, left):
+            if isinstance(n, int):
+                for panel in self._last_panels(n):
                     each(panel)
                 return
 
@@ -172,15 +174,10 @@ class _Product(Operands):
             math.loop(begin, math.minimum(end, whole), 1, full, "panel")
         math.loop(math.maximum(begin, whole), end, 1, edge, "last")
 
-    def _last_panels(self, first: int, left: int) -> list[Panel]:
-        """What is left of the columns: the last few in a narrow vector of their own where that takes less time."""
-        lanes = self.t.lanes
-        rest = left % lanes
-        narrow = narrowed(rest, lanes, ITEM_SIZES[self.kernel.dtype]) if rest and self.t.masks else lanes
-        if narrow == lanes:
-            return [Panel(first, left, -(-left // lanes), lanes, rest != 0)]
-        last = Panel(first + left - rest, rest, 1, narrow, rest != narrow)
-        return [*([Panel(first, left - rest, left // lanes, lanes)] if left > rest else []), last]
+    def _last_panels(self, n: int) -> list[Panel]:
+        """What is left of the columns."""
+        found = last_panels(self.t, n, self.kernel.dtype)
+        return [Panel(p.first, p.columns, p.vectors, p.lanes, p.columns != p.width) for p in found]
 
     def _stream(self, begin: Size, end: Size, part: Size | None = None) -> None:
         """A few rows of B after another, each from end to end: all of them, or those of one part of K."""
@@ -323,7 +320,7 @@ class _Product(Operands):
         kernel, t = self.kernel, self.t
         value = self.math.value
         length, columns, left = value(block.length), value(panel.columns), value(rows)
-        copied = t.pack_b or (panel.ragged and not t.masks and not t.dots)
+        copied = t.pack_b or kernel.reads_b == "packed" or (panel.ragged and not t.masks and not t.dots)
         narrow = kernel.dtype if copied else kernel.b.dtype
         a_dtype = kernel.dtype if t.pack_a else kernel.a.dtype
         if t.dots:
@@ -346,7 +343,7 @@ class _Product(Operands):
             scattered=len(kernel.rows) > 1,
             inner=len(kernel.inner),
             apart=kernel.summed_apart,
-            ahead=0 if copied else self._lines_ahead(panel),
+            ahead=0 if copied and kernel.reads_b == "plain" else self._lines_ahead(panel),
         )
         a_row, a_k, b_k, c_row = map(value, strides)
         inner = [
@@ -400,6 +397,11 @@ class _Product(Operands):
             alone = isinstance(n, int) and n <= self.t.width
             further = (self._factor(kernel.b, outer[-1]) if outer else 0) if alone else panel.columns
             following = math.select(block.last, math.sub(further, here), following)
+            if self.copied is not False:
+                # What a packed block is followed by is the next one; a copy of a block is followed by nothing.
+                depth = math.mul(block.length, self.size(product([v.extent for v in kernel.inner])))
+                width = panel.vectors * panel.lanes
+                following = math.select(self.copied, math.mul(depth, width), 0 if self.t.pack_b else following)
         size, lines = ITEM_SIZES[kernel.b.dtype], self._lines(panel)
         following = math.mul(following, size)
         first = 0 if self.t.streams else math.mul(at, count)
@@ -433,7 +435,7 @@ class _Product(Operands):
         kernel, t = self.kernel, self.t
         m, n = kernel.m.extent, kernel.n.extent
         columns = t.width if isinstance(n, int) and n % t.width == 0 else None
-        if isinstance(n, int) and n < t.width and (t.dots or len(self._last_panels(0, n)) == 1):
+        if isinstance(n, int) and n < t.width and (t.dots or len(self._last_panels(n)) == 1):
             columns = n
         # The last panel has taller tiles if it is narrower than the others.
         alike = t.dots or t.pack_a or columns is not None or kernel.parts.axis == "rows"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from graphkb.codegen.builder import Builder, Value
 from graphkb.codegen.emit_values import Values
@@ -14,10 +15,9 @@ from graphkb.codegen.gemm_tiling import even_height
 from graphkb.codegen.loops import Load, Var
 from graphkb.codegen.threads import parallel_region
 from graphkb.ir.dims import Dim, product
-from graphkb.ir.record import record
 
 
-@record
+@dataclass(frozen=True)
 class Panel:
     """Columns of C from `first` on, in tiles so many vectors wide; `ragged` ones need not fill the last vector."""
 
@@ -28,7 +28,7 @@ class Panel:
     ragged: bool = False
 
 
-@record
+@dataclass(frozen=True)
 class Block:
     """A range of K; `first` and `last` tell whether the sums begin and end with it."""
 
@@ -38,7 +38,7 @@ class Block:
     last: Truth
 
 
-@record
+@dataclass(frozen=True)
 class Group:
     """Tiles of one height: number i begins at row `base + i * height`; a clamped one may have fewer rows."""
 
@@ -60,6 +60,10 @@ class Operands:
         self.math = SizeMath(b)
         rest = list(values)
         self.pointers = {buffer.position: rest.pop(0) for buffer in kernel.buffers}
+        self.packed = rest.pop(0) if kernel.packed else b.null()
+        self.copied: Truth = kernel.reads_b == "packed"
+        if kernel.reads_b == "either":
+            self.copied = b.icmp("ne", b.fresh(f"ptrtoint ptr {self.packed.name} to i64", "int64"), b.const(0, "int64"))
         self.scratch = rest.pop(0) if kernel.scratch != 0 else b.null()
         self.symbols = dict(zip(kernel.symbols, rest))
         self.body = Values(b, self.pointers, self.symbols)
@@ -151,21 +155,46 @@ class Operands:
         if t.dots and t.pack_b:
             pitch = self._turned_pitch()
             return math.gep(self._packed_b(), math.mul(panel.first, pitch), kernel.dtype), pitch
+        width = panel.vectors * panel.lanes
+        if self.copied is True:
+            return self._packed_place(panel, block), width
         place = self._at(kernel.b, kernel.n, panel.first, block.start)
         if t.dots:
             return place, self._factor(kernel.b, kernel.n)
         if not t.pack_b and (t.masks or not panel.ragged):
-            return place, self._factor(kernel.b, kernel.k)
-        self._pack_inner(panel, block, place, self._packed_b(), 0)
-        return self._packed_b(), panel.vectors * panel.lanes
+            step = math.select(self.copied, width, self._factor(kernel.b, kernel.k))
+            return self._unless_packed(panel, block, place), step
+        held = self._packed_b()
+        if isinstance(self.copied, bool):
+            self._pack_inner(panel, block, place, held, 0)
+        else:
+            self.b.branch(
+                self.b.not_(self.copied), lambda: self._pack_inner(panel, block, place, held, 0), hint="plain"
+            )
+        return self._unless_packed(panel, block, held), width
+
+    def _unless_packed(self, panel: Panel, block: Block, place: Value) -> Value:
+        """Where a block of B lies: at a place, or in the packed copy of all of B if there is one."""
+        if isinstance(self.copied, bool):
+            return place
+        return self.b.select(self.copied, self._packed_place(panel, block), place)
+
+    def _packed_place(self, panel: Panel, block: Block) -> Value:
+        """Where a block lies in the packed copy of all of B."""
+        kernel, math = self.kernel, self.math
+        rows, below = block.start, self.size(kernel.depth)
+        for var in reversed(kernel.segments):
+            rows = math.add(rows, math.mul(self.body.vars[var], below))
+            below = math.mul(below, self.size(var.extent))
+        first = math.add(math.mul(panel.first, below), math.mul(rows, panel.vectors * panel.lanes))
+        return math.gep(self.packed, first, kernel.dtype)
 
     def _inner_step(self, panel: Panel, level: int, copied: bool) -> Size:
         """How far apart the rounds of an inner axis lie in B."""
-        kernel = self.kernel
-        if not copied:
-            return self._factor(kernel.b, kernel.inner[level])
+        kernel, math = self.kernel, self.math
         rows = self.size(product((kernel.k.extent, *[v.extent for v in kernel.inner[level + 1 :]])))
-        return self.math.mul(rows, panel.vectors * panel.lanes)
+        packed = math.mul(rows, panel.vectors * panel.lanes)
+        return packed if copied else math.select(self.copied, packed, self._factor(kernel.b, kernel.inner[level]))
 
     # ------------------------------------------------------------------ copies
     def _pack_inner(self, panel: Panel, block: Block, source: Value, target: Value, level: int) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from graphkb.codegen.loops import Accumulator, Load, Result, Store, Var, matching_loads
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim, product
-from graphkb.ir.record import record
 from graphkb.ir.types import NUMPY_DTYPE
 
 # Rows of K that run before the sums so far are set aside: keeps a panel of B in the second-level cache, and the
@@ -42,7 +41,7 @@ _LATENCY = 4
 _UNKNOWN = 128
 
 
-@record
+@dataclass(frozen=True)
 class Tiling:
     """How a product runs on one target.
 
@@ -81,7 +80,7 @@ class Tiling:
         return max(1, min(4, 8 // (self.rows * self.width)))
 
 
-@record(eq=False)
+@dataclass(frozen=True, eq=False)
 class Product:
     """C[m, n] = epilogue(the sum over k of A[m, k] B[k, n]).
 
@@ -387,6 +386,33 @@ def narrowed(columns: int, lanes: int, size: int) -> int:
     return narrow
 
 
+@dataclass(frozen=True)
+class LastPanel:
+    """Columns behind the last whole panel: the first, how many, and how many vectors of how many lanes they take."""
+
+    first: int
+    columns: int
+    vectors: int
+    lanes: int
+
+    @property
+    def width(self) -> int:
+        """The columns of its vectors."""
+        return self.vectors * self.lanes
+
+
+def last_panels(t: Tiling, n: int, dtype: str) -> list[LastPanel]:
+    """What is left of n columns: the last few in a narrow vector of their own where that takes less time."""
+    lanes = t.lanes
+    first, left = n // t.width * t.width, n % t.width
+    rest = left % lanes
+    narrow = narrowed(rest, lanes, NUMPY_DTYPE[dtype].itemsize) if rest and t.masks else lanes
+    if narrow == lanes:
+        return [LastPanel(first, left, -(-left // lanes), lanes)] if left else []
+    whole = [LastPanel(first, left - rest, left // lanes, lanes)] if left > rest else []
+    return [*whole, LastPanel(first + left - rest, rest, 1, narrow)]
+
+
 def _guess(extent: Dim) -> int:
     return max(1, extent) if isinstance(extent, int) else _UNKNOWN
 
@@ -403,10 +429,12 @@ def _stride(load: Load, var: Var) -> int:
 
 __all__ = [
     "LINE",
+    "LastPanel",
     "Product",
     "Tiling",
     "choose_tiling",
     "even_height",
+    "last_panels",
     "length_of",
     "narrowed",
     "with_inner",

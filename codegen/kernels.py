@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
+from types import MappingProxyType
 
 from graphkb.codegen.builder import Builder
 from graphkb.codegen.gemm import Gemm
 from graphkb.codegen.loops import Affine, Buffer, For, Kernel, Load, NativeKernel, Store, Var, affine
 from graphkb.codegen.lower import lower
+from graphkb.codegen.packed_weights import Reads
 from graphkb.codegen.parallel import parallelize
 from graphkb.codegen.parts import Joined
 from graphkb.codegen.target import Target
@@ -25,19 +27,22 @@ class Kernels:
         self._lowered: dict[Hashable, NativeKernel] = {}
         self._callers: set[str] = set()
 
-    def of(self, node: Node, often: bool = False) -> NativeKernel:
+    def of(self, node: Node, often: bool = False, packed: Mapping[int, Reads] = MappingProxyType({})) -> NativeKernel:
         """The kernel of a fused node, with the function's name that equal kernels share.
 
         Args:
             often: whether it runs again and again at once, so that threads are awake when it does.
+            packed: how it may read operands, by their positions.
         """
         body = node.attrs["body"]
-        key = (often, _structure(body))
+        key = (often, *sorted(packed.items()), _structure(body))
         kernel = self._lowered.get(key)
         if kernel is None:
             kernel = lower(body, _kernel_name(body), self.target)
             if often and isinstance(kernel, Gemm | Joined):
                 kernel = kernel.shared_while_awake()
+            if isinstance(kernel, (Gemm, Joined)):
+                kernel = kernel.reading(packed)
             kernel = self._lowered[key] = self._share(kernel)
         return kernel
 

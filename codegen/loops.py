@@ -14,20 +14,20 @@ Expressions are shared, not copied: a kernel is a graph of them, and identity is
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from graphkb.ir.dims import Dim, Symbol, floordiv, free_symbols
 from graphkb.ir.origin import Origin
-from graphkb.ir.record import record
 from graphkb.ir.types import NUMPY_DTYPE
 
 if TYPE_CHECKING:
     from graphkb.codegen.builder import Builder
+    from graphkb.codegen.packed_weights import PackedLayout
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Var:
     """A loop variable: 0 <= var < extent."""
 
@@ -35,7 +35,7 @@ class Var:
     extent: Dim
 
 
-@record(slots=True)
+@dataclass(frozen=True, slots=True)
 class Affine:
     """offset + the sum of factor * var."""
 
@@ -76,7 +76,7 @@ def affine(var: Var, factor: Dim = 1) -> Affine:
     return Affine(((var, factor),))
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Buffer:
     """A contiguous array that a kernel reads or writes; `position` counts its parameters, or see Local and Scratch."""
 
@@ -87,7 +87,7 @@ class Buffer:
     written: bool = False
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Accumulator:
     """The running value of a reduction: op is sum, prod, max, min, any, all, argmax, argmin or first.
 
@@ -105,7 +105,7 @@ class Accumulator:
 POSITIONS = ("argmax", "argmin", "first")
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Const:
     """A number."""
 
@@ -113,7 +113,7 @@ class Const:
     dtype: str
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class SizeValue:
     """A size known when the kernel starts, as a number of a dtype."""
 
@@ -121,7 +121,7 @@ class SizeValue:
     dtype: str
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class IndexValue:
     """The value of an index, as a number of a dtype."""
 
@@ -129,7 +129,7 @@ class IndexValue:
     dtype: str
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Load:
     """The element of a buffer at an index."""
 
@@ -141,7 +141,7 @@ class Load:
         return self.buffer.dtype
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Lookup:
     """The element of a buffer at index + step * position; the position is an int64 that is known to be in range."""
 
@@ -155,7 +155,7 @@ class Lookup:
         return self.buffer.dtype
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Apply:
     """An element-wise op, by its name in the op table, on expressions."""
 
@@ -164,7 +164,7 @@ class Apply:
     dtype: str
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Result:
     """What an accumulator holds after its reduction."""
 
@@ -175,7 +175,7 @@ class Result:
         return "int64" if self.accumulator.op in POSITIONS else self.accumulator.dtype
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Running:
     """What an accumulator holds so far, in the loop that combines into it; no more than once in a body."""
 
@@ -189,7 +189,7 @@ class Running:
 LoopExpr: TypeAlias = Const | SizeValue | IndexValue | Load | Lookup | Apply | Running | Result
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class For:
     """A loop over a variable; `lanes` > 1 steps over that many elements at once, as one vector."""
 
@@ -198,7 +198,7 @@ class For:
     lanes: int = 1
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Combine:
     """accumulator = op(accumulator, value); `position` is the element's index where that is the result."""
 
@@ -207,7 +207,7 @@ class Combine:
     position: Affine | None = None
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Reduce:
     """Start an accumulator, run the body, which combines into it; afterwards `Result` gives its value."""
 
@@ -215,7 +215,7 @@ class Reduce:
     body: tuple[Stmt, ...]
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Store:
     """buffer[index] = value."""
 
@@ -224,7 +224,7 @@ class Store:
     value: LoopExpr
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Deposit:
     """buffer[index + step * position] += value, or |= for bools, in the order of the loops."""
 
@@ -235,7 +235,7 @@ class Deposit:
     value: LoopExpr
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Tile:
     """Both loops over a store, in squares of `lanes`; what runs along the outer one is transposed in registers.
 
@@ -249,14 +249,14 @@ class Tile:
     along: Var
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Interleave:
     """Stores whose places are neighbors, in a vector loop in which they step over one another."""
 
     stores: tuple[Store, ...]
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Prefetch:
     """Ask for what a buffer holds at an index, of known factors, which may lie beyond its end."""
 
@@ -264,7 +264,7 @@ class Prefetch:
     index: Affine
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Local:
     """Small arrays that exist while the body runs, on the stack; their positions are negative and their sizes known."""
 
@@ -272,7 +272,7 @@ class Local:
     body: tuple[Stmt, ...]
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Scratch:
     """Arrays that exist while the body runs, in the memory that the kernel is given; their positions are negative."""
 
@@ -280,7 +280,7 @@ class Scratch:
     body: tuple[Stmt, ...]
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Parallel:
     """Threads share the values of a variable: each runs the body with the loops over it confined to some of them.
 
@@ -300,8 +300,10 @@ class NativeKernel(Protocol):
     """What a program needs to know of a kernel: loops here, or a matrix product elsewhere.
 
     Attributes:
-        name: of its function, `void name(ptr buffer..., [ptr scratch,] i64 size...)`.
+        name: of its function, `void name(ptr buffer..., ptr packed..., [ptr scratch,] i64 size...)`.
         buffers: its parameters; the written ones come last.
+        packed: the packed operands that it takes besides: the position of the buffer that one stands for, and how it
+            lies. It may be null where the kernel can do without it.
         origins: the user's lines that it comes from.
         symbols: the unknown sizes that it is told at every call, sorted by name.
         signature: all that decides its machine code: kernels with equal signatures share one function.
@@ -313,6 +315,8 @@ class NativeKernel(Protocol):
     def name(self) -> str: ...
     @property
     def buffers(self) -> tuple[Buffer, ...]: ...
+    @property
+    def packed(self) -> tuple[tuple[int, PackedLayout], ...]: ...
     @property
     def origins(self) -> tuple[Origin, ...]: ...
     @property
@@ -331,7 +335,7 @@ class NativeKernel(Protocol):
         """Append the kernel's function to a module."""
 
 
-@record(eq=False)
+@dataclass(frozen=True, eq=False)
 class Kernel:
     """One function of machine code: its buffers, its statements and the user's lines that it comes from."""
 
@@ -339,6 +343,10 @@ class Kernel:
     buffers: tuple[Buffer, ...]
     body: tuple[Stmt, ...]
     origins: tuple[Origin, ...] = ()
+
+    @property
+    def packed(self) -> tuple[tuple[int, PackedLayout], ...]:
+        return ()
 
     @cached_property
     def symbols(self) -> tuple[Symbol, ...]:

@@ -23,7 +23,7 @@ def emit_open(b: Builder, program: Program, guards: SizeGuards, run: str, sizes:
     """
     body = f"{run}.body"
     program.emit(b, body, linkage="internal")
-    first = len(program.graph.inputs) + len(program.bound) + len(program.graph.outputs)
+    first = len(program.graph.inputs) + len(program.bound) + len(program.packed) + len(program.graph.outputs)
     with b.function(run, [("args", "ptr"), ("workspace", "ptr")], "int32") as (args, workspace):
         words = [b.load(b.gep(args, first + i, "int64"), "int64") for i in range(len(program.symbols))]
         told = "".join(f", i64 {word.name}" for word in words)

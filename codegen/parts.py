@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product as every
 
 from graphkb.codegen.builder import Builder, Value, type_of
 from graphkb.codegen.gemm import Gemm
-from graphkb.codegen.loops import Affine, Buffer, Const, Kernel, NativeKernel, Stmt, Store, Var
+from graphkb.codegen.loops import (
+    Affine,
+    Buffer,
+    Const,
+    Kernel,
+    Load,
+    Lookup,
+    NativeKernel,
+    Stmt,
+    Store,
+    Var,
+    expressions,
+)
 from graphkb.codegen.nests import Nest, lower_nest, lower_product
+from graphkb.codegen.packed_weights import PackedLayout, Reads
 from graphkb.codegen.parallel import parallelize
 from graphkb.codegen.reading import Reader, along, linear, strides
 from graphkb.codegen.schedule import MOST_NEIGHBORS, collapse, interleave, schedule_map
@@ -17,13 +30,12 @@ from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim, Symbol, maximum
 from graphkb.ir.node import Node
 from graphkb.ir.origin import Origin
-from graphkb.ir.record import record
 
 # The ops that begin such kernels.
 PARTS = {"pad", "pad_value", "concatenate", "interleave"}
 
 
-@record(eq=False)
+@dataclass(frozen=True, eq=False)
 class Joined:
     """Kernels over the same buffers that run one after another as one."""
 
@@ -33,6 +45,10 @@ class Joined:
     @property
     def buffers(self) -> tuple[Buffer, ...]:
         return self.parts[0].buffers
+
+    @property
+    def packed(self) -> tuple[tuple[int, PackedLayout], ...]:
+        return tuple([operand for part in self.parts for operand in part.packed])
 
     @property
     def origins(self) -> tuple[Origin, ...]:
@@ -67,21 +83,29 @@ class Joined:
         """The same kernel for threads that are awake already, which pays for less work."""
         return replace(self, parts=tuple([p.shared_while_awake() if isinstance(p, Gemm) else p for p in self.parts]))
 
+    def reading(self, packed: Mapping[int, Reads]) -> Joined:
+        """The same kernel, which takes packed operands in the place of some buffers, as far as that helps."""
+        parts = [part.reading(packed) if isinstance(part, Gemm) else part for part in self.parts]
+        return replace(self, parts=tuple(parts))
+
     def emit(self, b: Builder) -> None:
         """Append the parts' functions and the one that calls them."""
         names = [f"{self.name}.{i}" for i in range(len(self.parts))]
         for part, name in zip(self.parts, names):
             part.renamed(name).emit(b)
         params = [(f"p{buffer.position}", "ptr") for buffer in self.buffers]
+        params += [(f"packed{i}", "ptr") for i in range(len(self.packed))]
         params += [("scratch", "ptr")] if self.scratch != 0 else []
         params += [(f"s{i}", "int64") for i in range(len(self.symbols))]
         with b.function(self.name, params, linkage="internal") as values:
             count = len(self.buffers)
             pointers, rest = values[:count], values[count:]
+            packed, rest = rest[: len(self.packed)], rest[len(self.packed) :]
             scratch = rest[:1] if self.scratch != 0 else []
             sizes = dict(zip(self.symbols, rest[len(scratch) :]))
             for part, name in zip(self.parts, names):
-                operands: list[Value] = [*pointers, *(scratch if part.scratch != 0 else [])]
+                own, packed = packed[: len(part.packed)], packed[len(part.packed) :]
+                operands: list[Value] = [*pointers, *own, *(scratch if part.scratch != 0 else [])]
                 operands += [sizes[s] for s in part.symbols]
                 b.line(f"call void @{name}({', '.join(f'{type_of(v)} {v.name}' for v in operands)})")
             b.ret()
@@ -90,6 +114,16 @@ class Joined:
         return f"kernel {self.name} in {len(self.parts)} parts\n" + "".join(
             str(part.renamed(f"{self.name}.{i}")) for i, part in enumerate(self.parts)
         )
+
+
+def plain_reads(kernel: NativeKernel) -> set[int]:
+    """The positions of the buffers that a kernel reads as they lie."""
+    if isinstance(kernel, Joined):
+        return {position for part in kernel.parts for position in plain_reads(part)}
+    body = kernel.nest.body if isinstance(kernel, Gemm) else kernel.body if isinstance(kernel, Kernel) else ()
+    skipped = [kernel.b] if isinstance(kernel, Gemm) and kernel.reads_b == "packed" else []
+    found = [e for e in expressions(body) if isinstance(e, Load | Lookup) and e not in skipped]
+    return {e.buffer.position for e in found}
 
 
 def lower_parts(

@@ -13,6 +13,16 @@ from graphkb.codegen.control_calls import BranchCall
 from graphkb.codegen.emit import Sizes
 from graphkb.codegen.kernels import Kernels
 from graphkb.codegen.loop_calls import LoopCall
+from graphkb.codegen.packed_weights import (
+    PackedLayout,
+    Packing,
+    Reads,
+    count_version,
+    emit_due,
+    may_be_packed,
+    version_of,
+)
+from graphkb.codegen.parts import plain_reads
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Symbol
 from graphkb.ir.graph import Graph, bodies, graph_symbols
@@ -84,6 +94,10 @@ class Program:
         often: whether it holds many products or runs again and again at once, so that threads are awake when it does.
         calls: in the order in which they run.
         bound: the variables and constants that the caller hands over, after the inputs.
+        packed: those whose packed copies the caller hands over, after these.
+        counted: the variables whose new values it counts, because others may hold packed copies.
+        cells: whether variables are those of the running process, and change behind a program's back.
+        packs: whether kernels may read packed copies.
         places: the memory of every base node.
         memory: the plan of the workspace.
         symbols: unknown sizes, which the caller tells.
@@ -96,6 +110,10 @@ class Program:
     often: bool = False
     calls: list[Step] = field(default_factory=list)
     bound: list[Node] = field(default_factory=list)
+    packed: list[Packing] = field(default_factory=list)
+    counted: list[Node] = field(default_factory=list)
+    cells: bool = False
+    packs: bool = False
     places: dict[Node, Place] = field(default_factory=dict)
     memory: MemoryPlan = field(default_factory=lambda: MemoryPlan((), 0, 0))
     checks: frozenset[Node] = frozenset()
@@ -117,6 +135,18 @@ class Program:
     def outline(self) -> list[str]:
         """The names of the kernels as they are called, those of bodies indented."""
         return [line for call in self.calls for line in call.outline()]
+
+    @property
+    def unread(self) -> set[Node]:
+        """The bound values of which only packed copies are read."""
+        read = {base_of(output) for output in self.graph.outputs}
+        read |= {base_of(value) for _, value in self.graph.updates}
+        for call in self.calls:
+            if not isinstance(call, Call):
+                read |= set(call.bound)
+            places = plain_reads(call.kernel) if isinstance(call, Call) and call.packed else range(len(call.operands))
+            read |= {call.operands[i] for i in places if i < len(call.operands)}
+        return set(self.bound) - read
 
     @property
     def may_stop(self) -> bool:
@@ -143,8 +173,9 @@ class Program:
     def emit(self, b: Builder, name: str, linkage: str = "") -> None:
         """Append the kernels and `i32 name(ptr args, ptr workspace, i64 size...)`.
 
-        `args` holds the addresses of the inputs, the bound values and the outputs. The function returns 0, or 1 where
-        an index is out of range: then no variable has been written, and the outputs hold anything.
+        `args` holds the addresses of the inputs, the bound values, the packed ones and the outputs. The function
+        returns 0, or 1 where an index is out of range, or packed copies should be made anew: then no variable has been
+        written, and the outputs hold anything.
         """
         self.kernels.emit(b)
         self.emit_function(b, name, linkage)
@@ -168,19 +199,25 @@ class Program:
             operands = ", ".join(f"{type_of(v)} {v.name}" for v in values)
             for start in starts:
                 status = b.fresh(f"call i32 @{name}.{start}({operands})", "int32")
-                if any(map(self.stops, self.calls[start : start + _CHUNK])):
+                asks = start == 0 and any(packing.varies for packing in self.packed)
+                if asks or any(map(self.stops, self.calls[start : start + _CHUNK])):
                     stop_if(b, b.icmp("ne", status, b.const(0, "int32")))
             b.ret(b.const(0, "int32"))
 
     def _emit_calls(self, b: Builder, name: str, start: int, values: Sequence[Value]) -> None:
         """The calls from `start` on, as many as one function takes."""
         w = _ProgramWriter(self, b, *values)
+        if start == 0:
+            w.ask_for_packing()
         for position, call in enumerate(self.calls[start : start + _CHUNK], start):
             step = f"{name}.step{position}"
             with b.watch.around(b, step, call) if b.watch is not None else nullcontext():
                 call.emit(w, step)
             for check in self.checks.intersection(call.results):
                 stop_if(b, b.load(w.address_of(check), "bool"))
+        if start + _CHUNK >= len(self.calls):
+            for variable in self.counted:
+                count_version(b, w.address_of(variable))
         b.ret(b.const(0, "int32"))
 
 
@@ -193,7 +230,8 @@ class _ProgramWriter(Writer):
         self._args = args
         self._workspace = workspace
         bound = len(program.graph.inputs)
-        self._starts = {"input": 0, "bound": bound, "output": bound + len(program.bound)}
+        packed = bound + len(program.bound)
+        self._starts = {"input": 0, "bound": bound, "packed": packed, "output": packed + len(program.packed)}
         self._loaded: dict[Place, Value] = {}
 
     def address_of(self, node: Node) -> Value:
@@ -207,12 +245,27 @@ class _ProgramWriter(Writer):
     def _find(self, place: Place) -> Value:
         if place.kind == "workspace":
             return self.b.byte_offset(self._workspace, self.sizes.value(place.offset))
+        address = self._argument(place)
+        packing = self._program.packed[place.index] if place.kind == "packed" else None
+        if packing is None or not packing.varies:
+            return address
+        old = self.b.icmp("ne", version_of(self.b, self.address_of(packing.leaf)), version_of(self.b, address))
+        return self.b.select(old, self.b.null(), address)
+
+    def _argument(self, place: Place) -> Value:
         return self.b.load(self.b.gep(self._args, self._starts[place.kind] + place.index, "ptr"), "ptr")
 
+    def ask_for_packing(self) -> None:
+        """Stop where some copies are older than values that have been read several times."""
+        varying = [(i, packing) for i, packing in enumerate(self._program.packed) if packing.varies]
+        if varying:
+            pairs = [(self.address_of(p.leaf), self._argument(Place("packed", i))) for i, p in varying]
+            stop_if(self.b, emit_due(self.b, pairs))
 
-def make_program(graph: Graph, target: Target) -> Program:
-    """The program of a fused graph all of whose nodes have kernels."""
-    program = Program(graph, Kernels(target), often=product_picoseconds(graph) >= _LIVELY)
+
+def make_program(graph: Graph, target: Target, cells: bool = False, packs: bool = False) -> Program:
+    """The program of a fused graph all of whose nodes have kernels; for the other arguments see `Program`."""
+    program = Program(graph, Kernels(target), often=product_picoseconds(graph) >= _LIVELY, cells=cells, packs=packs)
     _Planner(program).run()
     return program
 
@@ -235,6 +288,7 @@ class _Planner:
         self.last: list[Call] = []  # copies to outputs and variables that no kernel could write directly
         self.saved: dict[Node, Node] = {}
         self.present = set(self.graph.nodes)
+        self.written = {cell for cell, _ in self.graph.updates}
 
     def run(self) -> None:
         program, graph = self.program, self.graph
@@ -258,7 +312,9 @@ class _Planner:
         """What computes a node; the leaves of bodies become bound like those of the graph."""
         operands = tuple(map(base_of, node.inputs))
         if node.op.kind == "fused":
-            return Call(self.program.kernels.of(node, self.program.often), operands, results_of(node))
+            kernel = self.program.kernels.of(node, self.program.often, self._packed(operands))
+            packed = tuple([self._pack(operands[position], layout) for position, layout in kernel.packed])
+            return Call(kernel, operands, results_of(node), packed=packed)
         taken = tuple([item if item in self.present else None for item in items(node)])
         kind = LoopCall if node.op.name == "scan" else BranchCall
         call = kind.make(node, operands, taken, self._body)
@@ -267,6 +323,26 @@ class _Planner:
                 self.places[leaf] = Place("bound", len(self.program.bound))
                 self.program.bound.append(leaf)
         return call
+
+    def _packed(self, operands: Sequence[Node]) -> dict[int, Reads]:
+        """How a kernel may read its operands: packed where they are known, or change outside of this program only."""
+        if not self.program.packs:
+            return {}
+        found: dict[int, Reads] = {}
+        for position, operand in enumerate(operands):
+            if operand.op.name == "constant":
+                found[position] = "packed"
+            elif operand.op.name == "variable" and operand.attrs["cell"] not in self.written:
+                found[position] = "either" if self.program.cells else "packed"
+        return found
+
+    def _pack(self, leaf: Node, layout: PackedLayout) -> Place:
+        """The place of the packed copy of a leaf."""
+        packing = Packing(leaf, layout, self.program.cells and leaf.op.name == "variable")
+        packed = self.program.packed
+        if packing not in packed:
+            packed.append(packing)
+        return Place("packed", packed.index(packing))
 
     def _ordered(self, calls: list[Step]) -> list[Step]:
         """The calls in an order that needs little memory, and lets new values of variables take the place of old."""
@@ -340,6 +416,8 @@ class _Planner:
             base, place = base_of(value), self.places[variable]
             if base is variable:
                 continue
+            if self.program.cells and may_be_packed(cell.type):
+                self.program.counted.append(variable)
             if base.op.name == "variable":
                 final.append(self._copy(self._save(base), place))
             elif base.op.kind == "leaf" or base in self.places:

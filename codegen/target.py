@@ -1,9 +1,7 @@
 """The machines that code is generated for: named instruction set levels and the detection of the host's."""
 
 import os
-from dataclasses import replace
-
-from graphkb.ir.record import record
+from dataclasses import dataclass, replace
 
 _ITEM_BITS = {
     "float16": 16, "float32": 32, "float64": 64,
@@ -13,7 +11,7 @@ _ITEM_BITS = {
 }  # fmt: skip
 
 
-@record
+@dataclass(frozen=True)
 class Target:
     """One instruction set level.
 

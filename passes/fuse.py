@@ -9,7 +9,6 @@ from graphkb.ir.dims import Dim, product
 from graphkb.ir.graph import Graph, bodies
 from graphkb.ir.node import Node, make, remake
 from graphkb.ir.origin import set_override
-from graphkb.ir.record import record
 from graphkb.ops.control import is_control, item
 from graphkb.ops.fused import fused
 from graphkb.ops.leaf import placeholder
@@ -53,7 +52,7 @@ from graphkb.passes.row_axes import (
 )
 
 
-@record
+@dataclass(frozen=True)
 class Fuse:
     """Group nodes into `fused` nodes, each of which becomes one kernel.
 

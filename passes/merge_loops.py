@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node, make, remake
-from graphkb.ir.record import record
 from graphkb.ops.control import ITEM, SCAN
 
 
-@record
+@dataclass(frozen=True)
 class MergeLoops:
     """Make one scan of those with the same operands, parameters and states; its body gives the outputs of all.
 

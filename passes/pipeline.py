@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from graphkb.ir.graph import Graph
-from graphkb.ir.record import record
 from graphkb.ir.verify import verify
 from graphkb.passes.crop_convolutions import CropConvolutions
 from graphkb.passes.eliminate_dead import EliminateDead
@@ -98,7 +97,7 @@ def optimize(graph: Graph, pipeline: Sequence[Pass] = PIPELINE, observer: Observ
     return graph
 
 
-@record
+@dataclass(frozen=True)
 class VerifyEach:
     """An observer that checks the graph after every pass, so that the pass at fault is named."""
 
@@ -110,7 +109,7 @@ class VerifyEach:
             raise
 
 
-@record
+@dataclass(frozen=True)
 class Timings:
     """An observer that keeps what each pass cost and did.
 

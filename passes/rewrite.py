@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from graphkb.ir.errors import GraphError
 from graphkb.ir.graph import Graph, built_at, toposort
 from graphkb.ir.node import Node, make
 from graphkb.ir.op import Op, all_ops, find_op
 from graphkb.ir.origin import set_override
-from graphkb.ir.record import record
 from graphkb.ir.types import FLOATS
 from graphkb.ops.shape import reshape
 
 RuleFunction = Callable[[Node], Node | None]
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Rule:
     """One rewrite: `apply(node)` gives a node of the same type and meaning, or None where the rule does not fit.
 

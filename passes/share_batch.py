@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from graphkb.ir.dims import Dim
 from graphkb.ir.graph import Graph
-from graphkb.ir.record import record
 from graphkb.passes.durations import inner_ops, picoseconds
 from graphkb.passes.split_batch import SplitBody, split_body
 
@@ -18,7 +19,7 @@ _MOST_BYTES = 3 << 18
 _PART, _STEPS = 10_000_000, 32
 
 
-@record
+@dataclass(frozen=True)
 class Parts:
     """Equal parts of a batch that follow one another.
 

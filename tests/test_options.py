@@ -80,7 +80,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     (
         {"modus": "auto"},
         "options: there is no option 'modus'; expected one of mode, debug, dump, target, on_recompile, dynamic_after, "
-        "cache_size, fastmath, kernel_cache, threads, recycle, progress",
+        "cache_size, fastmath, kernel_cache, threads, recycle, pack_weights, progress",
     ),
     ({"mode": "fast"}, "options: mode is 'fast': expected 'auto', 'native' or 'interpret'"),
     ({"mode": None}, "options: mode is None: expected 'auto', 'native' or 'interpret'"),

@@ -77,21 +77,47 @@ def aligned_empty(shape: tuple[int, ...], dtype: str, align: int = 64) -> Array:
     return raw[start : start + nbytes].view(kind).reshape(shape)
 
 
+_HEADER = 64
+WORD_BYTES = 8
+VERSION_WORD, SEEN_WORD, RUNS_WORD = -1, -2, -3
+"""Words before the elements of an array with a header: of which value they are, and what machine code notes there."""
+
+
+def empty_with_header(shape: tuple[int, ...], dtype: str) -> tuple[Array, Array]:
+    """An uninitialized array like `aligned_empty`'s, and the words of zeros that end where its elements begin."""
+    kind = NUMPY_DTYPE[dtype]
+    nbytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    raw = aligned_empty((_HEADER + nbytes,), "uint8")
+    header = raw[:_HEADER].view(np.int64)
+    header[:] = 0
+    return raw[_HEADER:].view(kind).reshape(shape), header
+
+
 class VariableCell:
     """The storage of one variable: a C-contiguous aligned array that stays where it is for the cell's life.
 
     Native code holds its address, so a new value is copied in and the array is never replaced. Readers and writers
-    take the process-wide state lock (graphkb.runtime.native_call.state_lock).
+    take the process-wide state lock (graphkb.runtime.native_call.state_lock), and writers count `version` up, which
+    native code does in the word before the elements.
     """
 
-    __slots__ = ("__weakref__", "array", "name", "type")
+    __slots__ = ("__weakref__", "_header", "array", "name", "type")
 
     def __init__(self, value: Array, name: str) -> None:
         dtype = value.dtype.name
-        self.array = aligned_empty(value.shape, dtype)
+        self.array, self._header = empty_with_header(value.shape, dtype)
         self.array[...] = value
         self.name = name
         self.type = TensorType(dtype, tuple(value.shape))
+
+    @property
+    def version(self) -> int:
+        """The number of the value that the variable holds."""
+        return int(self._header[VERSION_WORD])
+
+    def count_version(self) -> None:
+        """Note that the variable is about to have a new value."""
+        self._header[VERSION_WORD] += 1
 
     def __repr__(self) -> str:
         return repr(self.name)

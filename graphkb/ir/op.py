@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-from graphkb.ir.record import record
 
 if TYPE_CHECKING:
     from graphkb.ir.node import Node
@@ -23,7 +21,7 @@ def not_differentiable(g: Node, y: Node, *inputs: Node, **attrs: Any) -> tuple[N
     return (None,) * len(inputs)
 
 
-@record(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Op:
     """One primitive: its name, type inference, NumPy meaning, gradient and traits.
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from graphkb.codegen.lock import Lock
-from graphkb.ir.record import record
 from graphkb.ir.types import DTYPES
+from graphkb.runtime.packed_copies import PackedCopy
 
 Signature = tuple[tuple[str, tuple[int, ...]], ...]
 """The dtype name and the shape of each array."""
@@ -18,7 +18,7 @@ LOCKS = {"none": Lock.NONE, "shared": Lock.SHARED, "exclusive": Lock.EXCLUSIVE}
 DESCRS = {name: np.dtype(name) for name in DTYPES}
 
 
-@record
+@dataclass(frozen=True)
 class CallSpec:
     """One specialization of a function: machine code and the exact arrays that it takes and gives.
 
@@ -27,8 +27,10 @@ class CallSpec:
         outputs: dtype name and shape of each output array; -1 stands for a dim that `sizes` tells.
         run: address of `int32_t run(void **args, void *workspace)`; `args` holds the data addresses of the inputs,
             then `bound`, then those of the outputs. It must not touch Python objects. What it returns is 0, or
-            anything else where it declines: then it has written to nothing but the outputs and the workspace.
-        bound: addresses of the values of variables and constants.
+            anything else where it declines: then it has written to nothing but the outputs, the workspace and the
+            notes before the copies.
+        bound: addresses of the values of variables and constants, and of packed copies of some.
+        copies: the packed copies of variables among them, which are made anew where `run` declines.
         workspace_bytes: size of the scratch memory, aligned to 64 bytes, that `run` gets for itself.
         lock: what `run` needs of `state_lock`: "shared" when it reads variables, "exclusive" when it writes them.
         release_gil: whether other Python threads go on while it runs; worth it above some microseconds.
@@ -50,6 +52,7 @@ class CallSpec:
     keepalive: object = field(default=None, compare=False)
     sizes: int = 0
     symbols: int = 0
+    copies: tuple[PackedCopy, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         for dtype, shape in (*self.inputs, *self.outputs):

@@ -296,6 +296,9 @@ def write(cells: Iterable[VariableCell], new: Iterable[Array]) -> None:
 
     No Python code runs in between, so that not even an interrupt from the keyboard leaves half of them written.
     """
+    cells = tuple(cells)
+    for cell in cells:
+        cell.count_version()
     deque(map(setitem, [cell.array for cell in cells], repeat(...), new), maxlen=0)  # type: ignore[arg-type]
 
 

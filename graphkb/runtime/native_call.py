@@ -32,6 +32,7 @@ from graphkb.runtime.direct_call import call_directly
 from graphkb.runtime.numpy_api import NumPy
 from graphkb.runtime.object_layout import LayoutError, calibrate
 from graphkb.runtime.options import current
+from graphkb.runtime.packed_copies import renew
 from graphkb.runtime.state_lock import state_lock
 
 __all__ = ["CallSpec", "DeclinedError", "NativeEntry", "available", "run_context", "state_lock"]
@@ -141,13 +142,15 @@ def run_context(spec: CallSpec, arrays_in: Sequence[Array], arrays_out: Sequence
     memory = np.empty(needed + WORKSPACE_ALIGNMENT, np.uint8)
     run = (_RUN_RELEASED if spec.release_gil else _RUN_HELD)(spec.run)
     lock = LOCKS[spec.lock]
-    if lock == Lock.NONE:
-        status = run(ctypes.addressof(args), _aligned(memory))
-    else:
-        status = state_lock.run(lock, run, ctypes.addressof(args), _aligned(memory))
-    if status:
-        raise DeclinedError
-    return list(arrays_out)
+    while True:
+        if lock == Lock.NONE:
+            status = run(ctypes.addressof(args), _aligned(memory))
+        else:
+            status = state_lock.run(lock, run, ctypes.addressof(args), _aligned(memory))
+        if not status:
+            return list(arrays_out)
+        if not renew(spec.copies):
+            raise DeclinedError
 
 
 def _new_output(shape: tuple[int, ...], dtype: np.dtype[Any], recycle: bool) -> Array:

@@ -6,18 +6,17 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ContextDecorator, suppress
 from contextvars import ContextVar, Token
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
 from graphkb.ir.errors import OptionError
-from graphkb.ir.record import record
 
 MODES = ("auto", "native", "interpret")
 ON_RECOMPILE = ("silent", "warn", "error")
 
 
-@record
+@dataclass(frozen=True)
 class Options:
     """How functions are compiled and run. A function keeps the options that were in force when it was made.
 
@@ -39,6 +38,8 @@ class Options:
         threads: how many threads a function may use, its caller among them; results do not depend on it. 0, or "auto",
             is what `graphkb.thread_count` says.
         recycle: whether outputs of several megabytes take memory that earlier ones gave back.
+        pack_weights: whether kernels may keep a second copy of variables and constants that they multiply by, in the
+            order in which they read it.
         progress: whether a compilation of more than a second shows on the terminal what it is doing.
     """
 
@@ -53,6 +54,7 @@ class Options:
     kernel_cache: str = "auto"
     threads: int = 0
     recycle: bool = True
+    pack_weights: bool = True
     progress: bool = True
 
 
@@ -68,6 +70,7 @@ VARIABLES = {
     "kernel_cache": "GRAPHKB_CACHE",
     "threads": "GRAPHKB_NUM_THREADS",
     "recycle": "GRAPHKB_RECYCLE",
+    "pack_weights": "GRAPHKB_PACK_WEIGHTS",
     "progress": "GRAPHKB_PROGRESS",
 }
 """The environment variable of each option. One that is not set, or empty, leaves the default."""
@@ -149,6 +152,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "kernel_cache": _kernel_cache,
     "threads": _threads,
     "recycle": _flag,
+    "pack_weights": _flag,
     "progress": _flag,
 }
 

@@ -23,6 +23,7 @@ from graphkb.ops.leaf import placeholder
 from graphkb.runtime.interpreter import Program as Interpreted
 from graphkb.runtime.interpreter import control_step, leaving, meaning, owned, raise_located, write
 from graphkb.runtime.options import Options
+from graphkb.runtime.packed_copies import PackedCopy, copy_of, packed_constant
 from graphkb.runtime.progress import tell
 from graphkb.runtime.report import Report, ReportStep, estimate, interpreted_step, origin_lines, result_type
 from graphkb.runtime.state_lock import state_lock
@@ -30,6 +31,7 @@ from graphkb.runtime.state_lock import state_lock
 if TYPE_CHECKING:
     from graphkb.codegen.builder import Builder
     from graphkb.codegen.engine import Engine
+    from graphkb.codegen.packed_weights import Packing
     from graphkb.codegen.program import Program
     from graphkb.codegen.target import Target
     from graphkb.codegen.timing import Watch
@@ -146,7 +148,7 @@ class NativePlan(CompiledPlan):
         self.fused = fused
         self._target = target
         tell(f"scheduling the loops of {len(fused.nodes)} steps")
-        self.program: Program = make_program(fused, target)
+        self.program: Program = make_program(fused, target, cells=True, packs=options.pack_weights)
         b = Builder(target, parallel_for=shared_pool(target))
         self._emit(b)
         self.llvm = b.module()
@@ -155,6 +157,7 @@ class NativePlan(CompiledPlan):
         self.engine = compile_kernels(self.llvm, target, options)
         # Variables are used where they lie; constants are kept in aligned copies.
         self._bound = [bound_memory(node) for node in self.program.bound]
+        self._packed = [packed_memory(packing) for packing in self.program.packed]
         self._spec = self._call_spec(options)
 
     def _emit(self, b: Builder) -> None:
@@ -172,7 +175,7 @@ class NativePlan(CompiledPlan):
         self._emit(b)
         watch.finish(b)
         engine = compile_kernels(b.module(), self._target, options)
-        spec = replace(self._spec, run=engine.address("run"), keepalive=(engine, self._bound))
+        spec = replace(self._spec, run=engine.address("run"), keepalive=(engine, self._bound, self._packed))
         if spec.sizes:
             spec = replace(spec, sizes=engine.address("sizes"))
         return spec, engine, watch
@@ -187,12 +190,13 @@ class NativePlan(CompiledPlan):
             inputs=_signature(self.graph.inputs),
             outputs=_signature(self.graph.outputs),
             run=self.engine.address("run"),
-            bound=tuple([address_of(array) for array in self._bound]),
+            bound=(*map(address_of, self._bound), *map(memory_address, self._packed)),
             workspace_bytes=self._planned_bytes(),
             lock="exclusive" if self.graph.updates else "shared" if reads else "none",
             release_gil=work > _LONG,
             recycle=options.recycle,
-            keepalive=(self.engine, self._bound),
+            keepalive=(self.engine, self._bound, self._packed),
+            copies=tuple([copy for copy in self._packed if isinstance(copy, PackedCopy)]),
             **more,
         )
 
@@ -214,7 +218,10 @@ class NativePlan(CompiledPlan):
         # Where sizes are left open, the plan does not know what is alive.
         alive = self.program.memory.lower_bound
         alive_bytes = alive if isinstance(alive, int) else None
-        return Report(self.graph.name, self._input_types(), steps, self._planned_bytes(), alive_bytes, self._note)
+        packed = sum(packing.layout.nbytes for packing in self.program.packed)
+        return Report(
+            self.graph.name, self._input_types(), steps, self._planned_bytes(), alive_bytes, self._note, packed
+        )
 
 
 class MixedPlan(Plan):
@@ -456,6 +463,18 @@ def bound_memory(leaf: Node) -> Array:
     assert numpy is not None
     array = numpy(**leaf.attrs)
     return array if leaf.op.name == "variable" else plain_array(np.asarray(array))
+
+
+def packed_memory(packing: Packing) -> PackedCopy | Array:
+    """The packed copy of a leaf."""
+    if packing.varies:
+        return copy_of(packing.leaf.attrs["cell"], packing.layout)
+    return packed_constant(bound_memory(packing.leaf), packing.layout)
+
+
+def memory_address(packed: PackedCopy | Array) -> int:
+    """Where a packed copy lies."""
+    return address_of(packed.array if isinstance(packed, PackedCopy) else packed)
 
 
 def plain_array(array: Array) -> Array:

@@ -8,7 +8,7 @@ import re
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ import numpy as np
 from graphkb.ir.graph import Graph
 from graphkb.ir.leaves import Array, VariableCell
 from graphkb.ir.node import Node
-from graphkb.ir.record import record
-from graphkb.runtime.interpreter import meaning
+from graphkb.runtime.interpreter import meaning, write
 from graphkb.runtime.options import Options
 from graphkb.runtime.peak import Peak, machine_peak
 from graphkb.runtime.plan import MixedPlan, NativePlan, Plan
@@ -32,7 +31,7 @@ _LEAST, _MOST = 5, 1000
 _PLACES = re.compile(r"\.(?:step|body)(\d+)")
 
 
-@record
+@dataclass(frozen=True)
 class ProfileStep:
     """One kernel, loop, branch or interpreted node.
 
@@ -60,7 +59,7 @@ class ProfileStep:
     lines: tuple[str, ...]
 
 
-@record(repr=False)
+@dataclass(frozen=True, repr=False)
 class Profile:
     """What one call of a function spends its time on. It shows as a table, and in a notebook with a roofline picture.
 
@@ -207,8 +206,7 @@ class _Kept:
 
     def __exit__(self, *error: object) -> None:
         with state_lock.exclusive():
-            for cell, value in self._values:
-                np.copyto(cell.array, value)
+            write([cell for cell, _ in self._values], [value for _, value in self._values])
 
 
 def _profile_native(

@@ -17,41 +17,50 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import astuple, dataclass, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphkb.codegen.packed_weights import PackedLayout
 from graphkb.ir import LOADED
 from graphkb.ir.dims import Symbol
 from graphkb.ir.graph import Graph
 from graphkb.ir.leaves import Array
 from graphkb.ir.node import Node
-from graphkb.ir.record import record
 from graphkb.ir.types import NUMPY_DTYPE
 from graphkb.runtime.call_spec import CallSpec
 from graphkb.runtime.graph_key import GraphKey, OpaqueError, mere_seeds
 from graphkb.runtime.kernel_cache import find_kernels, find_target, folder_of, read_entry, write_entry
 from graphkb.runtime.options import Options
-from graphkb.runtime.plan import NativePlan, Plan, address_of, bound_memory, obstacle, plain_array
+from graphkb.runtime.packed_copies import PackedCopy, copy_of, packed_constant
+from graphkb.runtime.plan import (
+    NativePlan,
+    Plan,
+    address_of,
+    bound_memory,
+    memory_address,
+    obstacle,
+    plain_array,
+)
 from graphkb.runtime.stored_plan import StoredPlan
 
 if TYPE_CHECKING:
     from graphkb.codegen.target import Target
 
-_FORMAT = 1
-DECISIVE = ("mode", "fastmath", "target")
+_FORMAT = 2
+DECISIVE = ("mode", "fastmath", "target", "pack_weights")
 """The options that decide what is compiled: all others are about when, for how long, and who is told."""
 # Constants that the passes computed are part of an entry, up to so many bytes.
 _MOST_BYTES = 2**20
 _SOURCES = ("ir", "ops", "passes", "codegen", "codegen.vecmath", "runtime")
 # What an entry holds of a call, under the names of CallSpec; what is at its default need not be held.
 _KEPT = ("inputs", "outputs", "workspace_bytes", "lock", "release_gil")
-_MADE = ("run", "bound", "recycle", "keepalive")
+_MADE = ("run", "bound", "recycle", "keepalive", "copies")
 
 
-@record
+@dataclass(frozen=True)
 class Place:
     """Where the program of a graph is kept, if it is: the name of its entry, and what the entry refers to by number."""
 
@@ -110,10 +119,20 @@ def read_plan(place: Place | None, options: Options, make: Callable[[], Plan]) -
                     memory.append(_read_array(*value))
                 case _:
                     raise ValueError(kind)
+        packed: list[PackedCopy | Array] = []
+        for index, fields_of in entry["packed"]:
+            kind, value = entry["bound"][index]
+            layout = PackedLayout(*map(_tuples, fields_of))
+            packed.append(copy_of(cells[value], layout) if kind == "cell" else packed_constant(memory[index], layout))
         kept = {name: _tuples(entry[name]) for name in _KEPT}
-        addresses = tuple(map(address_of, memory))
-        run = engine.address("run")
-        spec = CallSpec(run=run, bound=addresses, recycle=options.recycle, keepalive=(engine, memory), **kept)
+        spec = CallSpec(
+            run=engine.address("run"),
+            bound=(*map(address_of, memory), *map(memory_address, packed)),
+            recycle=options.recycle,
+            keepalive=(engine, memory, packed),
+            copies=tuple([copy for copy in packed if isinstance(copy, PackedCopy)]),
+            **kept,
+        )
         return StoredPlan(spec, engine, make)
     return None
 
@@ -126,7 +145,10 @@ def write_plan(place: Place | None, plan: Plan, options: Options) -> None:
     assert spec is not None
     defaults = {field.name: field.default for field in fields(CallSpec)}
     rest = set(defaults).difference(_KEPT, _MADE)
-    if any(getattr(spec, name) != defaults[name] for name in rest) or len(spec.bound) != len(plan.program.bound):
+    program = plan.program
+    if any(getattr(spec, name) != defaults[name] for name in rest) or len(spec.bound) != len(
+        program.bound + program.packed
+    ):
         return  # there is more to this call than an entry holds
     if not place.graph.seeds <= mere_seeds(plan.graph):
         return  # somebody may have looked at the value of a seed
@@ -134,7 +156,7 @@ def write_plan(place: Place | None, plan: Plan, options: Options) -> None:
         return  # somebody is changing the compiler
     bound: list[tuple[str, Any]] = []
     room = _MOST_BYTES
-    for node in plan.program.bound:
+    for node in program.bound:
         form = _refer(node, place.graph)
         if form[0] == "value":
             array = bound_memory(node)
@@ -143,8 +165,9 @@ def write_plan(place: Place | None, plan: Plan, options: Options) -> None:
                 return
             form = ("value", _write_array(array))
         bound.append(form)
+    packed = [(program.bound.index(p.leaf), astuple(p.layout)) for p in program.packed]
     entry = {name: getattr(spec, name) for name in _KEPT}
-    entry |= {"module": engine.key, "pooled": engine.pooled, "bound": bound}
+    entry |= {"module": engine.key, "pooled": engine.pooled, "bound": bound, "packed": packed}
     write_entry(folder_of(options), place.name, json.dumps(entry).encode(), options)
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from math import prod
 
 from graphkb.ir.dims import Dim, Symbol, substitute
 from graphkb.ir.graph import bodies
 from graphkb.ir.node import Node
-from graphkb.ir.record import record
 from graphkb.ir.types import TupleType, parts
 
 Cost = tuple[int, int]
 """Floating-point (or integer) operations, and bytes read and written."""
 
 
-@record
+@dataclass(frozen=True)
 class ReportStep:
     """One kernel or one interpreted node.
 
@@ -38,7 +38,7 @@ class ReportStep:
     bytes: int
 
 
-@record(repr=False)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What became of a function for one set of input shapes. It shows as a table.
 
@@ -51,6 +51,7 @@ class Report:
         alive_bytes: the most that intermediate values take at any one moment of the plan: no placing of them in memory
             could do with less.
         note: what else is to be known, such as why nothing is native.
+        packed_bytes: the packed copies of variables and constants that its kernels may read; functions share them.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Report:
     planned_bytes: int | None = None
     alive_bytes: int | None = None
     note: str = ""
+    packed_bytes: int = 0
 
     @property
     def native(self) -> int:
@@ -76,6 +78,8 @@ class Report:
             head += f", {amount(self.planned_bytes, 'B')} planned"
             if self.planned_bytes and self.alive_bytes is not None:
                 head += f" for intermediate values, of which {amount(self.alive_bytes, 'B')} are alive at once"
+        if self.packed_bytes:
+            head += f", {amount(self.packed_bytes, 'B')} of packed weights"
         lines = [head]
         if self.note:
             lines.append(f"  {self.note}")
