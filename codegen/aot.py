@@ -19,6 +19,7 @@ from graphkb.ir.errors import CompileError
 from graphkb.ir.graph import Graph, built_at, graph_symbols
 from graphkb.ir.leaves import Array, VariableCell
 from graphkb.ir.node import Node
+from graphkb.ir.record import record
 from graphkb.ir.types import NUMPY_DTYPE
 from graphkb.passes.fuse import Fuse
 from graphkb.passes.pipeline import optimize
@@ -42,7 +43,7 @@ C_KEYWORDS = frozenset((
 ))  # fmt: skip
 
 
-@dataclass(frozen=True)
+@record
 class CArray:
     """An input or output as C sees it: a pointer to row-major elements."""
 
@@ -51,7 +52,7 @@ class CArray:
     shape: tuple[Dim, ...]
 
 
-@dataclass(frozen=True)
+@record
 class CVariable:
     """A variable that the program updates: it lives in the caller's state, `offset` bytes from its start."""
 

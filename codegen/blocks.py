@@ -6,7 +6,6 @@ Threads share the parts, memory is read in its order, and few columns fill vecto
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from math import prod
 
 from graphkb.codegen.loops import (
@@ -40,6 +39,7 @@ from graphkb.codegen.schedule import (
 from graphkb.codegen.sweeps import schedule_sweeps, suits_sweeps
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import product
+from graphkb.ir.record import record
 
 # Blocks of one reduction, at most; and how many times fewer they are than what they divide, so that little is added.
 _MOST = 64
@@ -58,7 +58,7 @@ _MANY = 4096
 _RUN = 16
 
 
-@dataclass(frozen=True)
+@record
 class Stage:
     """A reduction of blocks: its loops, what each round combines and stores, and the stores of the blocks' results."""
 
@@ -69,7 +69,7 @@ class Stage:
     results: list[Store]
 
 
-@dataclass(frozen=True)
+@record
 class Cut:
     """A reduction cut into blocks of its outermost axis.
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from graphkb.codegen.builder import Builder, Value, type_of
 from graphkb.codegen.loops import NativeKernel
 from graphkb.ir.dims import Dim
 from graphkb.ir.node import Node
+from graphkb.ir.record import record
 
 if TYPE_CHECKING:
     from graphkb.codegen.emit import Sizes
     from graphkb.codegen.program import Program
 
 
-@dataclass(frozen=True)
+@record
 class Place:
     """Where a value lies: argument `index` of the call, or `offset` bytes into the workspace."""
 
@@ -71,7 +71,7 @@ def stop_if(b: Builder, bad: Value) -> None:
     b.start(go_on)
 
 
-@dataclass(frozen=True)
+@record
 class Call:
     """One kernel with the values that it reads and those that it writes."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING
 
 from graphkb.codegen.builder import Builder, Value
@@ -12,6 +12,7 @@ from graphkb.codegen.calls import Place, Writer
 from graphkb.ir.dims import Dim, maximum
 from graphkb.ir.graph import Graph, bodies
 from graphkb.ir.node import Node
+from graphkb.ir.record import record
 from graphkb.ir.types import TensorType
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ Items = tuple[Node | None, ...]
 Plan = Callable[[Graph, bool], "Program"]
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class ControlCall(ABC):
     """A loop or a branch with the values that it reads and those that it writes.
 
@@ -125,7 +126,7 @@ class Arguments:
 
 
 # ---------------------------------------------------------------------------------------------- branches
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class BranchCall(ControlCall):
     """A cond: the first operand decides which body fills the results."""
 

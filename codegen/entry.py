@@ -16,7 +16,6 @@ therefore they need no atomics; the state lock is given back before that lock is
 """
 
 import re
-from dataclasses import dataclass
 
 from graphkb.codegen.direct_entry import DIRECT_TEMPLATE
 from graphkb.codegen.entry_words import (
@@ -35,11 +34,12 @@ from graphkb.codegen.entry_words import (
     Table,
 )
 from graphkb.codegen.lock import LOCK_IR, RELEASE_SYMBOL, TRY_SYMBOL, Lock
+from graphkb.ir.record import record
 
 NOTHING_SYMBOL = "graphkb_run_nothing"
 
 
-@dataclass(frozen=True)
+@record
 class Layout:
     """Byte offsets of the fields that the entry reads in Python's and NumPy's objects; `words` of `Direct` are ours."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import cached_property
 
 from graphkb.codegen.builder import Builder
@@ -37,6 +37,7 @@ from graphkb.codegen.packed_weights import LEAST_BYTES, PackedLayout, Reads
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim, Symbol
 from graphkb.ir.origin import Origin
+from graphkb.ir.record import record
 from graphkb.ir.types import NUMPY_DTYPE
 
 # How long an axis of unknown size is taken to be beside known ones.
@@ -47,7 +48,7 @@ _LARGE_C, _SHORT_K, _SMALL_B = 1 << 20, 64, 1 << 18
 _ROWS_PER_COPY = 64
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class Gemm(Product):
     """A kernel that computes a product for every value of the outer variables.
 

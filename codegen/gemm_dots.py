@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from graphkb.codegen.builder import Builder, Value
 from graphkb.codegen.builder_ops import mangled
+from graphkb.ir.record import record
 
 T = TypeVar("T")
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 _RUN = 512
 
 
-@dataclass(frozen=True)
+@record
 class Dots:
     """One micro-kernel: C[i, j] = the sum over k of A[i, k] B[j, k], vectors along k.
 

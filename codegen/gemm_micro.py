@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from graphkb.codegen.builder import Builder, Value, type_of
+from graphkb.ir.record import record
 
 # So many independent sums hide the latency of a multiply-add.
 _INDEPENDENT = 8
@@ -14,7 +14,7 @@ _INDEPENDENT = 8
 _ROWS_AT_ONE, _ROWS_AT_EACH = 6, 3
 
 
-@dataclass(frozen=True)
+@record
 class Micro:
     """One micro-kernel: C[i, j] = the sum over k of A[i, k] B[k, j], vectors along j.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from graphkb.codegen.builder import Builder, Value
 from graphkb.codegen.emit_values import Values
@@ -15,9 +14,10 @@ from graphkb.codegen.gemm_tiling import even_height
 from graphkb.codegen.loops import Load, Var
 from graphkb.codegen.threads import parallel_region
 from graphkb.ir.dims import Dim, product
+from graphkb.ir.record import record
 
 
-@dataclass(frozen=True)
+@record
 class Panel:
     """Columns of C from `first` on, in tiles so many vectors wide; `ragged` ones need not fill the last vector."""
 
@@ -28,7 +28,7 @@ class Panel:
     ragged: bool = False
 
 
-@dataclass(frozen=True)
+@record
 class Block:
     """A range of K; `first` and `last` tell whether the sums begin and end with it."""
 
@@ -38,7 +38,7 @@ class Block:
     last: Truth
 
 
-@dataclass(frozen=True)
+@record
 class Group:
     """Tiles of one height: number i begins at row `base + i * height`; a clamped one may have fewer rows."""
 

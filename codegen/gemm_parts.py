@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from graphkb.codegen.gemm_tiling import Product, Tiling
 from graphkb.codegen.loops import Var
 from graphkb.ir.dims import Dim, maximum, minimum
 from graphkb.ir.dims import product as product_of
+from graphkb.ir.record import record
 from graphkb.ir.types import NUMPY_DTYPE
 
 # Nanoseconds of work below which a product stays on one thread, and that a part should have at least.
@@ -33,7 +33,7 @@ _SHORT_ROW, _PASSING_PART, _MOST_PASSING, _MOST_SUMS = 1 << 14, 1 << 18, 16, 1 <
 _UNKNOWN = 512
 
 
-@dataclass(frozen=True)
+@record
 class Parts:
     """How the work of one product is shared out.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from graphkb.codegen.builder import Builder, Value
 from graphkb.codegen.emit import Body
@@ -22,9 +21,10 @@ from graphkb.codegen.loops import (
 )
 from graphkb.codegen.schedule import collapse, replace_expr, schedule_map, substitute
 from graphkb.ir.dims import Dim, Symbol, sole_atom, symbol
+from graphkb.ir.record import record
 
 
-@dataclass(frozen=True)
+@record
 class Epilogue:
     """The function of one product that stores a tile.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from graphkb.codegen.loops import Accumulator, Load, Result, Store, Var, matching_loads
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim, product
+from graphkb.ir.record import record
 from graphkb.ir.types import NUMPY_DTYPE
 
 # Rows of K that run before the sums so far are set aside: keeps a panel of B in the second-level cache, and the
@@ -41,7 +42,7 @@ _LATENCY = 4
 _UNKNOWN = 128
 
 
-@dataclass(frozen=True)
+@record
 class Tiling:
     """How a product runs on one target.
 
@@ -80,7 +81,7 @@ class Tiling:
         return max(1, min(4, 8 // (self.rows * self.width)))
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class Product:
     """C[m, n] = epilogue(the sum over k of A[m, k] B[k, n]).
 
@@ -386,7 +387,7 @@ def narrowed(columns: int, lanes: int, size: int) -> int:
     return narrow
 
 
-@dataclass(frozen=True)
+@record
 class LastPanel:
     """Columns behind the last whole panel: the first, how many, and how many vectors of how many lanes they take."""
 

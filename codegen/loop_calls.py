@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from graphkb.codegen.threads import parallel_region
 from graphkb.ir.dims import Dim, maximum
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node
+from graphkb.ir.record import record
 from graphkb.ir.types import TensorType
 from graphkb.passes.plan_memory import aligned
 from graphkb.passes.share_batch import Parts, share_batch
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _OFTEN = 16
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class LoopCall(ControlCall):
     """A scan.
 

@@ -14,12 +14,13 @@ Expressions are shared, not copied: a kernel is a graph of them, and identity is
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from graphkb.ir.dims import Dim, Symbol, floordiv, free_symbols
 from graphkb.ir.origin import Origin
+from graphkb.ir.record import record
 from graphkb.ir.types import NUMPY_DTYPE
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from graphkb.codegen.packed_weights import PackedLayout
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Var:
     """A loop variable: 0 <= var < extent."""
 
@@ -35,7 +36,7 @@ class Var:
     extent: Dim
 
 
-@dataclass(frozen=True, slots=True)
+@record(slots=True)
 class Affine:
     """offset + the sum of factor * var."""
 
@@ -76,7 +77,7 @@ def affine(var: Var, factor: Dim = 1) -> Affine:
     return Affine(((var, factor),))
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Buffer:
     """A contiguous array that a kernel reads or writes; `position` counts its parameters, or see Local and Scratch."""
 
@@ -87,7 +88,7 @@ class Buffer:
     written: bool = False
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Accumulator:
     """The running value of a reduction: op is sum, prod, max, min, any, all, argmax, argmin or first.
 
@@ -105,7 +106,7 @@ class Accumulator:
 POSITIONS = ("argmax", "argmin", "first")
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Const:
     """A number."""
 
@@ -113,7 +114,7 @@ class Const:
     dtype: str
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class SizeValue:
     """A size known when the kernel starts, as a number of a dtype."""
 
@@ -121,7 +122,7 @@ class SizeValue:
     dtype: str
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class IndexValue:
     """The value of an index, as a number of a dtype."""
 
@@ -129,7 +130,7 @@ class IndexValue:
     dtype: str
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Load:
     """The element of a buffer at an index."""
 
@@ -141,7 +142,7 @@ class Load:
         return self.buffer.dtype
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Lookup:
     """The element of a buffer at index + step * position; the position is an int64 that is known to be in range."""
 
@@ -155,7 +156,7 @@ class Lookup:
         return self.buffer.dtype
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Apply:
     """An element-wise op, by its name in the op table, on expressions."""
 
@@ -164,7 +165,7 @@ class Apply:
     dtype: str
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Result:
     """What an accumulator holds after its reduction."""
 
@@ -175,7 +176,7 @@ class Result:
         return "int64" if self.accumulator.op in POSITIONS else self.accumulator.dtype
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Running:
     """What an accumulator holds so far, in the loop that combines into it; no more than once in a body."""
 
@@ -189,7 +190,7 @@ class Running:
 LoopExpr: TypeAlias = Const | SizeValue | IndexValue | Load | Lookup | Apply | Running | Result
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class For:
     """A loop over a variable; `lanes` > 1 steps over that many elements at once, as one vector."""
 
@@ -198,7 +199,7 @@ class For:
     lanes: int = 1
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Combine:
     """accumulator = op(accumulator, value); `position` is the element's index where that is the result."""
 
@@ -207,7 +208,7 @@ class Combine:
     position: Affine | None = None
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Reduce:
     """Start an accumulator, run the body, which combines into it; afterwards `Result` gives its value."""
 
@@ -215,7 +216,7 @@ class Reduce:
     body: tuple[Stmt, ...]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Store:
     """buffer[index] = value."""
 
@@ -224,7 +225,7 @@ class Store:
     value: LoopExpr
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Deposit:
     """buffer[index + step * position] += value, or |= for bools, in the order of the loops."""
 
@@ -235,7 +236,7 @@ class Deposit:
     value: LoopExpr
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Tile:
     """Both loops over a store, in squares of `lanes`; what runs along the outer one is transposed in registers.
 
@@ -249,14 +250,14 @@ class Tile:
     along: Var
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Interleave:
     """Stores whose places are neighbors, in a vector loop in which they step over one another."""
 
     stores: tuple[Store, ...]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Prefetch:
     """Ask for what a buffer holds at an index, of known factors, which may lie beyond its end."""
 
@@ -264,7 +265,7 @@ class Prefetch:
     index: Affine
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Local:
     """Small arrays that exist while the body runs, on the stack; their positions are negative and their sizes known."""
 
@@ -272,7 +273,7 @@ class Local:
     body: tuple[Stmt, ...]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Scratch:
     """Arrays that exist while the body runs, in the memory that the kernel is given; their positions are negative."""
 
@@ -280,7 +281,7 @@ class Scratch:
     body: tuple[Stmt, ...]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Parallel:
     """Threads share the values of a variable: each runs the body with the loops over it confined to some of them.
 
@@ -335,7 +336,7 @@ class NativeKernel(Protocol):
         """Append the kernel's function to a module."""
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class Kernel:
     """One function of machine code: its buffers, its statements and the user's lines that it comes from."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from graphkb.codegen.blocks import reduce_in_blocks
 from graphkb.codegen.extrema import schedule_position
@@ -32,9 +31,10 @@ from graphkb.codegen.windows import schedule_window
 from graphkb.ir.dims import Dim
 from graphkb.ir.node import Node
 from graphkb.ir.origin import Origin
+from graphkb.ir.record import record
 
 
-@dataclass(frozen=True)
+@record
 class Nest:
     """The loops that compute `root` and store element i at offset + i . steps."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import Literal, TypeAlias
@@ -13,6 +12,7 @@ from numpy.lib.stride_tricks import as_strided
 from graphkb.codegen.builder import Builder, Value
 from graphkb.ir.leaves import RUNS_WORD, SEEN_WORD, VERSION_WORD, WORD_BYTES, Array
 from graphkb.ir.node import Node
+from graphkb.ir.record import record
 from graphkb.ir.types import TensorType
 
 Reads: TypeAlias = Literal["plain", "either", "packed"]
@@ -24,7 +24,7 @@ LEAST_BYTES = 1 << 16
 PATIENCE = 8
 
 
-@dataclass(frozen=True)
+@record
 class PackedLayout:
     """Panels of columns one after another, in each of them row after row of the contracted axes.
 
@@ -70,7 +70,7 @@ class PackedLayout:
             written[..., columns:] = 0
 
 
-@dataclass(frozen=True)
+@record
 class Packing:
     """A leaf whose packed copy a program takes; `varies` tells whether its value may change."""
 

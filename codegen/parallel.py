@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import lcm
 
 from graphkb.codegen.loops import (
@@ -29,6 +28,7 @@ from graphkb.codegen.loops import (
 from graphkb.codegen.schedule import work_of
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim, Expr, floordiv, maximum, product
+from graphkb.ir.record import record
 from graphkb.ir.types import NUMPY_DTYPE
 
 # Picoseconds of a scalar operation, and of a byte of memory, on one thread of a present machine.
@@ -42,7 +42,7 @@ ENOUGH = 16
 RUN = 256
 
 
-@dataclass(frozen=True)
+@record
 class _Leaf:
     """A statement without a body, in the loops around it; `lanes` is the length of the vector that it computes."""
 

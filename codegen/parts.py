@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product as every
 
 from graphkb.codegen.builder import Builder, Value, type_of
@@ -30,12 +30,13 @@ from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim, Symbol, maximum
 from graphkb.ir.node import Node
 from graphkb.ir.origin import Origin
+from graphkb.ir.record import record
 
 # The ops that begin such kernels.
 PARTS = {"pad", "pad_value", "concatenate", "interleave"}
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class Joined:
     """Kernels over the same buffers that run one after another as one."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from graphkb.codegen.loops import (
     Accumulator,
@@ -23,6 +22,7 @@ from graphkb.codegen.loops import (
 from graphkb.codegen.padding import Edge, Joint, is_inside, limits, padded_load
 from graphkb.ir.dims import Dim, Shape
 from graphkb.ir.node import Node
+from graphkb.ir.record import record
 
 # Reductions that a Reduce statement can express, with the name of their accumulator's operation.
 REDUCTIONS = {"sum", "prod", "max", "min", "any", "all", "argmax", "argmin"}
@@ -49,7 +49,7 @@ def linear(shape: Shape, index: Sequence[Affine]) -> Affine:
     return total
 
 
-@dataclass(frozen=True)
+@record
 class Reduction:
     """A reduction that a reader met: what it combines, over which variables."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 
 from graphkb.codegen.loops import (
@@ -23,6 +22,7 @@ from graphkb.codegen.loops import (
 )
 from graphkb.codegen.schedule import lowest, replace_expr, schedule_map, substitute
 from graphkb.codegen.target import Target
+from graphkb.ir.record import record
 
 # Loops of fewer rounds than this make short vectors.
 _SHORT_LOOP = 64
@@ -30,7 +30,7 @@ _SHORT_LOOP = 64
 _FEWER = 16
 
 
-@dataclass(frozen=True)
+@record
 class Spread:
     """Statements whose two innermost loops have become one.
 

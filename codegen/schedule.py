@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from graphkb.codegen.loops import (
     Accumulator,
@@ -36,6 +35,7 @@ from graphkb.codegen.random_draws import run_length
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim
 from graphkb.ir.op import find_op
+from graphkb.ir.record import record
 from graphkb.ir.types import FLOATS, NUMPY_DTYPE
 from graphkb.ops.random import DRAWS
 
@@ -183,7 +183,7 @@ def replace_expr(statements: Sequence[Stmt], where: set[int], old: LoopExpr, new
 
 
 # ---------------------------------------------------------------------------------------------- schedules
-@dataclass(frozen=True)
+@record
 class _Work:
     """What one element costs: scalar operations, and the widest item that is computed with, in bits."""
 

@@ -1,7 +1,9 @@
 """The machines that code is generated for: named instruction set levels and the detection of the host's."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from graphkb.ir.record import record
 
 _ITEM_BITS = {
     "float16": 16, "float32": 32, "float64": 64,
@@ -11,7 +13,7 @@ _ITEM_BITS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@record
 class Target:
     """One instruction set level.
 

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ import numpy as np
 from graphkb.ir.dims import Dim, symbol
 from graphkb.ir.errors import CompileError, InputError, PositionError
 from graphkb.ir.leaves import Array, aligned_empty
+from graphkb.ir.record import record
 from graphkb.runtime.inputs import Parameters
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _BAD_INDEX_VALUE = 5
 _LOADS = itertools.count(1)
 
 
-@dataclass(frozen=True)
+@record
 class CompiledFiles:
     """The files that `compile` wrote.
 

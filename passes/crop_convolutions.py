@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from graphkb.ir.dims import Dim
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node, remake
 from graphkb.ir.origin import set_override
+from graphkb.ir.record import record
 from graphkb.ops.conv import CONV, conv, reach
 from graphkb.ops.shape import SLICE, slice_
 
 
-@dataclass(frozen=True)
+@record
 class CropConvolutions:
     """slice(conv(x, k)) -> conv(slice(x), k), where nothing else reads the convolution.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from graphkb.ir.graph import Graph, toposort
 from graphkb.ir.leaves import DrawCell, VariableCell
 from graphkb.ir.node import Node, make
+from graphkb.ir.record import record
 from graphkb.ops.leaf import VARIABLE, constant
 from graphkb.ops.shape import BROADCAST_TO, broadcast_to
 from graphkb.passes.rewrite import rewrite_graph, rule
@@ -23,7 +24,7 @@ def shape_only(node: Node) -> Node | None:
     return make(node.op, (g, broadcast_to(constant(0, x.dtype), x.shape)))
 
 
-@dataclass(frozen=True)
+@record
 class EliminateDead:
     """Cut what does not reach a root by its values.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from graphkb.ir.dims import Dim, maximum
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node, make, remake
 from graphkb.ir.origin import set_override
+from graphkb.ir.record import record
 from graphkb.ops import leaf
 from graphkb.ops.elementwise import and_, cast, const_like, greater_equal, less, or_, select, stop_gradient
 from graphkb.ops.index import gather, guard, scatter_add
@@ -18,7 +18,7 @@ from graphkb.ops.reduce import ANY, reduce, reduce_sum
 from graphkb.ops.shape import expand_dims, pad, reshape, slice_
 
 
-@dataclass(frozen=True)
+@record
 class ExpandSparse:
     """Sparse ops in terms of gather and scatter_add, whose entries are checked once and before anything is written.
 
@@ -44,7 +44,7 @@ class ExpandSparse:
         return graph.with_roots([new[r] for r in graph.roots])
 
 
-@dataclass(frozen=True)
+@record
 class _Entries:
     """The entries of a sparse matrix: whether they stand for something, and places that are safe to use for all."""
 

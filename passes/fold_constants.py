@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node
+from graphkb.ir.record import record
 from graphkb.ops import leaf
 from graphkb.ops.leaf import CONSTANT
 from graphkb.passes.patterns import BUDGET
@@ -50,7 +50,7 @@ def fold_size(node: Node) -> Node | None:
 FOLD = (fold, fold_size)
 
 
-@dataclass(frozen=True)
+@record
 class FoldConstants:
     """Compute nodes whose operands are all constants; variables and placeholders are never looked into."""
 

@@ -9,6 +9,7 @@ from graphkb.ir.dims import Dim, product
 from graphkb.ir.graph import Graph, bodies
 from graphkb.ir.node import Node, make, remake
 from graphkb.ir.origin import set_override
+from graphkb.ir.record import record
 from graphkb.ops.control import is_control, item
 from graphkb.ops.fused import fused
 from graphkb.ops.leaf import placeholder
@@ -52,7 +53,7 @@ from graphkb.passes.row_axes import (
 )
 
 
-@dataclass(frozen=True)
+@record
 class Fuse:
     """Group nodes into `fused` nodes, each of which becomes one kernel.
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from graphkb.ir.dims import Dim
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node, make, remake
 from graphkb.ir.origin import set_override
+from graphkb.ir.record import record
 from graphkb.ops import leaf
 from graphkb.ops.elementwise import cast, greater_equal
 from graphkb.ops.index import guard, scatter_add
@@ -18,7 +17,7 @@ from graphkb.ops.reduce import ANY, reduce
 INDIRECT = {"gather", "scatter_add"}
 
 
-@dataclass(frozen=True)
+@record
 class GuardIndices:
     """gather(x, i) -> gather(x, guard(i, any(i out of range))), so that no kernel reads or writes past an array.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
 from typing import ClassVar
@@ -12,6 +12,7 @@ from graphkb.ir.dims import Dim, product
 from graphkb.ir.graph import Graph, bodies, replace_nodes, toposort
 from graphkb.ir.node import Node, make, remake
 from graphkb.ir.origin import set_override
+from graphkb.ir.record import record
 from graphkb.ir.types import TupleType
 from graphkb.ops.control import ITEM, SCAN, is_control, item
 from graphkb.ops.leaf import placeholder
@@ -27,7 +28,7 @@ _WORTH_TURNING = 2
 _MOST_STACKED = 4
 
 
-@dataclass(frozen=True)
+@record
 class HoistProducts:
     """Compute outside of a loop what its steps do not need one after the other.
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from graphkb.ir.dims import Shape, product
 from graphkb.ir.node import Node
+from graphkb.ir.record import record
 from graphkb.passes.row_axes import OTHER, Axes, operand_axes
 
 # Where a value lies: at every point of a space, or once for all points along its reduced axes.
 FULL, KEPT = "full", "kept"
 
 
-@dataclass(frozen=True)
+@record
 class Space:
     """The index space of a kernel. Its axes are numbered by those of its shape.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
 from graphkb.ir.graph import Graph, replace_nodes
 from graphkb.ir.node import Node, remake
 from graphkb.ir.origin import set_override
+from graphkb.ir.record import record
 from graphkb.ops.control import COND, ITEM, SCAN
 from graphkb.ops.elementwise import select
 from graphkb.ops.leaf import constant, constant_value, is_constant
@@ -19,7 +19,7 @@ from graphkb.ops.shape import broadcast_to, reshape
 _HARMLESS = ("leaf", "elementwise", "view", "move", "marker")
 
 
-@dataclass(frozen=True)
+@record
 class InlineBodies:
     """Replace loops and branches by the nodes of their bodies where nothing is lost.
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node, make, remake
+from graphkb.ir.record import record
 from graphkb.ops.control import ITEM, SCAN
 
 
-@dataclass(frozen=True)
+@record
 class MergeLoops:
     """Make one scan of those with the same operands, parameters and states; its body gives the outputs of all.
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphkb.ir.graph import Graph, bodies
 from graphkb.ir.node import Node, make
+from graphkb.ir.record import record
 
 if TYPE_CHECKING:
     from graphkb.passes.pipeline import Pipeline
 
 
-@dataclass(frozen=True)
+@record
 class OptimizeBodies:
     """Apply passes to every body once, and to the bodies within it.
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+
+from graphkb.ir.record import record
 
 
-@dataclass(frozen=True)
+@record
 class Flow:
     """What a step reads and writes, and the numbers of further steps that must come before it."""
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from graphkb.ir.graph import Graph
+from graphkb.ir.record import record
 from graphkb.ir.verify import verify
 from graphkb.passes.crop_convolutions import CropConvolutions
 from graphkb.passes.eliminate_dead import EliminateDead
@@ -97,7 +98,7 @@ def optimize(graph: Graph, pipeline: Sequence[Pass] = PIPELINE, observer: Observ
     return graph
 
 
-@dataclass(frozen=True)
+@record
 class VerifyEach:
     """An observer that checks the graph after every pass, so that the pass at fault is named."""
 
@@ -109,7 +110,7 @@ class VerifyEach:
             raise
 
 
-@dataclass(frozen=True)
+@record
 class Timings:
     """An observer that keeps what each pass cost and did.
 

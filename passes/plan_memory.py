@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from graphkb.ir.dims import Dim
+from graphkb.ir.record import record
 
 ALIGNMENT = 64
 # Above this many values the search for the tightest place gives way to lists of free places by size.
 _MOST_SEARCHED = 600
 
 
-@dataclass(frozen=True)
+@record
 class Request:
     """A value that needs `nbytes` from step `first`, where it is written, to step `last`, where it is last read."""
 
@@ -21,7 +21,7 @@ class Request:
     last: int
 
 
-@dataclass(frozen=True)
+@record
 class MemoryPlan:
     """Where each request lies, how large the arena is, and what no plan could go below.
 

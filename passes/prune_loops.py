@@ -8,10 +8,11 @@ from typing import ClassVar
 
 from graphkb.ir.graph import Graph, replace_nodes, toposort
 from graphkb.ir.node import Node, make, remake
+from graphkb.ir.record import record
 from graphkb.ops.control import COND, ITEM, SCAN, item, stays_inside
 
 
-@dataclass(frozen=True)
+@record
 class PruneLoops:
     """Cut the results of loops and branches down to the items that are used, and their operands to those that matter.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node
+from graphkb.ir.record import record
 from graphkb.passes.rewrite import rewrite_graph, rule
 
 
@@ -16,7 +16,7 @@ def drop_stop_gradient(node: Node) -> Node | None:
     return node.inputs[0]
 
 
-@dataclass(frozen=True)
+@record
 class PruneStopGradient:
     """Put the operand in the place of every `stop_gradient`: the gradients are built by now."""
 

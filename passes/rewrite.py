@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from graphkb.ir.errors import GraphError
 from graphkb.ir.graph import Graph, built_at, toposort
 from graphkb.ir.node import Node, make
 from graphkb.ir.op import Op, all_ops, find_op
 from graphkb.ir.origin import set_override
+from graphkb.ir.record import record
 from graphkb.ir.types import FLOATS
 from graphkb.ops.shape import reshape
 
 RuleFunction = Callable[[Node], Node | None]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Rule:
     """One rewrite: `apply(node)` gives a node of the same type and meaning, or None where the rule does not fit.
 

@@ -7,11 +7,11 @@ what they belong to.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from math import gcd
 
 from graphkb.ir.dims import Shape
 from graphkb.ir.node import Node
+from graphkb.ir.record import record
 from graphkb.ops import shape as sh
 from graphkb.ops.conv import conv
 from graphkb.ops.elementwise import const_like
@@ -21,7 +21,7 @@ from graphkb.passes.rewrite import rule
 Sizes = tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@record
 class _Phase:
     """What every s-th place of a result along one axis reads of an operand whose elements lie s apart, from place 0 on.
 
@@ -54,7 +54,7 @@ def _phases(places: int, taps: int, dilation: int, begin: int, apart: int) -> li
     return found
 
 
-@dataclass(frozen=True)
+@record
 class _Spread:
     """An operand whose elements lie apart in zeros: the operand, surrounded by zeros, and the phases of each axis.
 

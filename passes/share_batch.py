@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from graphkb.ir.dims import Dim
 from graphkb.ir.graph import Graph
+from graphkb.ir.record import record
 from graphkb.passes.durations import inner_ops, picoseconds
 from graphkb.passes.split_batch import SplitBody, split_body
 
@@ -19,7 +18,7 @@ _MOST_BYTES = 3 << 18
 _PART, _STEPS = 10_000_000, 32
 
 
-@dataclass(frozen=True)
+@record
 class Parts:
     """Equal parts of a batch that follow one another.
 

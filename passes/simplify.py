@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from graphkb.ir.graph import Graph
+from graphkb.ir.record import record
 from graphkb.passes.fold_constants import FOLD
 from graphkb.passes.rewrite import Rules, rewrite_graph
 from graphkb.passes.rules_algebra import ALGEBRA
@@ -20,7 +20,7 @@ from graphkb.passes.rules_views import VIEWS
 SIMPLIFY: Rules = (*FOLD, *VIEWS, *ALGEBRA, *LOGIC, *REDUCE, *DOTS, *CONVS)
 
 
-@dataclass(frozen=True)
+@record
 class Simplify:
     """Rewrite to normal form by identities that hold for every value, NaN, infinities and signed zeros included.
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from graphkb.ir.dims import Apply, Dim, Expr, Symbol, sole_atom, substitute
 from graphkb.ir.errors import OpenSizeError
 from graphkb.ir.graph import Graph, all_nodes, graph_symbols
 from graphkb.ir.node import Node
+from graphkb.ir.record import record
 from graphkb.ir.types import parts
 from graphkb.passes.equal_sizes import equal_sizes, is_told
 
 
-@dataclass(frozen=True)
+@record
 class SizeGuards:
     """What code for unknown sizes relies on. Sizes that break it take other code, or are refused with an error.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node, make, remake
 from graphkb.ir.origin import set_override
+from graphkb.ir.record import record
 from graphkb.ir.types import TupleType
 from graphkb.ops.leaf import placeholder
 from graphkb.ops.shape import broadcast_to
@@ -16,7 +17,7 @@ from graphkb.ops.shape import broadcast_to
 _MOST_TRIALS = 8
 
 
-@dataclass(frozen=True)
+@record
 class SplitBody:
     """A body that computes some samples.
 

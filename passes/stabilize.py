@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node, make
+from graphkb.ir.record import record
 from graphkb.ops import elementwise as ew
 from graphkb.ops import reduce as reductions
 from graphkb.ops import shape as sh
@@ -183,7 +183,7 @@ STABILIZE: Rules = (
 )
 
 
-@dataclass(frozen=True)
+@record
 class Stabilize:
     """Rewrite to formulas that are accurate for every input, and simplify what arises on the way.
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from graphkb.ir.dims import Dim
 from graphkb.ir.node import Node, make, remake
+from graphkb.ir.record import record
 from graphkb.ops.shape import broadcast_to, concatenate, reshape, transpose
 
 
-@dataclass(frozen=True)
+@record
 class Value:
     """What stands for a value of the steps: with `stacked`, one slice for each step; else it is the same for all."""
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from graphkb.ir.dims import Apply, Dim, Expr, Symbol, free_symbols, sole_atom
 from graphkb.ir.graph import Graph, all_nodes
 from graphkb.ir.node import Node
+from graphkb.ir.record import record
 from graphkb.passes.equal_sizes import equal_sizes
 
 
-@dataclass(frozen=True)
+@record
 class UnifySizes:
     """Bind unknown sizes that meet: along a contracted axis, in a broadcast, beside each other in a concatenation.
 

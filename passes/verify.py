@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from graphkb.ir.graph import Graph
+from graphkb.ir.record import record
 from graphkb.ir.verify import verify
 
 
-@dataclass(frozen=True)
+@record
 class Verify:
     """Raise GraphError unless the graph is well formed; the graph stays as it is."""
 

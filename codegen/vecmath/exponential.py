@@ -5,14 +5,14 @@ the exponent (W. J. Cody and W. Waite, Software Manual for the Elementary Functi
 """
 
 import math
-from dataclasses import dataclass
 
 from graphkb.codegen.vecmath.avx512 import piecewise, scalef
 from graphkb.codegen.vecmath.coefficients import COEFFICIENTS
 from graphkb.codegen.vecmath.expression import Expr, horner
+from graphkb.ir.record import record
 
 
-@dataclass(frozen=True)
+@record
 class Format:
     """The constants of a float format: exponent bias, fraction bits and the parts of log(2).
 

@@ -8,13 +8,13 @@ import math
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mpmath import mp, mpf
 
 from graphkb.codegen.vecmath.remez import DIGITS, fit_polynomial
+from graphkb.ir.record import record
 
 Function = Callable[[Any], Any]
 
@@ -28,7 +28,7 @@ def single(x: Any) -> float:
 ROUNDINGS: dict[str, Callable[[Any], float]] = {"float16": single, "float32": single, "float64": float}
 
 
-@dataclass(frozen=True)
+@record
 class Fit:
     """One polynomial.
 
@@ -258,7 +258,7 @@ def log_table(columns: int, scale: Any, high_bits: int) -> list[list[float]]:
     return rows
 
 
-@dataclass(frozen=True)
+@record
 class Pieces:
     """An odd function by polynomials on quarters of octaves, up to `last`, for float32 tables of 32 columns."""
 

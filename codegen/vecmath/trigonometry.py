@@ -4,18 +4,17 @@ x = n pi / 2 + r with |r| <= pi / 4: up to a limit by subtracting n times a pi /
 W. Waite, 1980), beyond it as `huge_angles` does.
 """
 
-from dataclasses import dataclass
-
 from graphkb.codegen.builder import Value
 from graphkb.codegen.vecmath.coefficients import COEFFICIENTS
 from graphkb.codegen.vecmath.exponential import whole
 from graphkb.codegen.vecmath.expression import Expr, horner, two_product
 from graphkb.codegen.vecmath.huge_angles import HALF_PI, HALF_PI_LOW, reduce_huge
+from graphkb.ir.record import record
 
 TWO_OVER_PI = 0.63661977236758138
 
 
-@dataclass(frozen=True)
+@record
 class Reduction:
     """The parts of pi / 2 and the largest |x| for which they suffice."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from graphkb.ir.export_layout import Layout, layered
 from graphkb.ir.export_style import FAMILIES, RESULT, Family, clip, details, family, hint, inline_value, title
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node
+from graphkb.ir.record import record
 from graphkb.ir.text import SymbolNames, format_type, number, symbol_names
 
 MARGIN = 28
@@ -31,7 +31,7 @@ _NARROW = set("ijlI.,:;'|!()[]{}/\\ ·f-rt")
 _WIDE = set("mwMW@%…")
 
 
-@dataclass(frozen=True)
+@record
 class _Box:
     """One box: a node, or an output or update below the node that gives it."""
 

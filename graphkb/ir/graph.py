@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from graphkb.ir.dims import Dim, Expr, Symbol, free_symbols, substitute
 from graphkb.ir.leaves import VariableCell
 from graphkb.ir.node import Node, make, remake
 from graphkb.ir.origin import set_override
+from graphkb.ir.record import record
 
 if TYPE_CHECKING:
     import networkx
@@ -38,7 +39,7 @@ def toposort(roots: Iterable[Node]) -> list[Node]:
     return order
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@record(eq=False, repr=False)
 class Graph:
     """A program: what goes in, what comes out, and which variables take which new values.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
+
+from graphkb.ir.record import record
 
 if TYPE_CHECKING:
     from graphkb.ir.node import Node
@@ -21,7 +23,7 @@ def not_differentiable(g: Node, y: Node, *inputs: Node, **attrs: Any) -> tuple[N
     return (None,) * len(inputs)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(eq=False, slots=True)
 class Op:
     """One primitive: its name, type inference, NumPy meaning, gradient and traits.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
 from graphkb.ir.dims import Dim, Shape, is_static, product
+from graphkb.ir.record import record
 
 FLOATS = ("float16", "float32", "float64")
 SIGNED = ("int8", "int16", "int32", "int64")
@@ -33,7 +33,7 @@ def dtype_name(dtype: object) -> str:
         raise TypeError(f"dtype {dtype!r} is not supported: expected one of {', '.join(DTYPES)}") from None
 
 
-@dataclass(frozen=True, slots=True)
+@record(slots=True)
 class TensorType:
     """What is known of a tensor: its dtype (a name) and its shape (integers and symbolic sizes)."""
 
@@ -71,7 +71,7 @@ class TensorType:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
-@dataclass(frozen=True, slots=True)
+@record(slots=True)
 class TupleType(TensorType):
     """The type of a value that consists of several tensors; the op `item` takes one of them.
 

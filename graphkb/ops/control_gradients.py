@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from graphkb.gradients import pull_back
 from graphkb.ir.dims import Dim
 from graphkb.ir.graph import Graph, replace_nodes, toposort
 from graphkb.ir.node import Node, make, remake
+from graphkb.ir.record import record
 from graphkb.ir.types import FLOATS
 from graphkb.ops.control import COND, SCAN, item, items, stays_inside
 from graphkb.ops.elementwise import BROADCAST_LIKE, UNBROADCAST, unbroadcast
@@ -32,7 +33,7 @@ def _grad_parameter(x: Node, name: str) -> Node:
 
 
 # ---------------------------------------------------------------------------------------------- loops
-@dataclass(frozen=True)
+@record
 class _Loop:
     """A scan and its parts.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 import numpy as np
 
 from graphkb.codegen.lock import Lock
+from graphkb.ir.record import record
 from graphkb.ir.types import DTYPES
 from graphkb.runtime.packed_copies import PackedCopy
 
@@ -18,7 +19,7 @@ LOCKS = {"none": Lock.NONE, "shared": Lock.SHARED, "exclusive": Lock.EXCLUSIVE}
 DESCRS = {name: np.dtype(name) for name in DTYPES}
 
 
-@dataclass(frozen=True)
+@record
 class CallSpec:
     """One specialization of a function: machine code and the exact arrays that it takes and gives.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from graphkb.ir.dims import Symbol
 from graphkb.ir.errors import InputError
 from graphkb.ir.graph import Graph, graph_symbols
+from graphkb.ir.record import record
 from graphkb.passes.open_sizes import open_sizes
 from graphkb.passes.size_guards import SizeGuards
 from graphkb.runtime.inputs import Parameters, Shapes
@@ -40,7 +41,7 @@ class SizeHistory:
         return frozenset(changing).difference(self.refused)
 
 
-@dataclass(frozen=True)
+@record
 class OpenProgram:
     """A function's graph with some sizes open, and what must hold of them."""
 

@@ -17,9 +17,9 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from graphkb.ir.record import record
 from graphkb.runtime.options import Options
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class _UnusableError(Exception):
     """The folder must not be used; the message says why."""
 
 
-@dataclass(frozen=True)
+@record
 class CacheState:
     """What is in the folder: its path ("" where the cache is off), entries, bytes, and why it is not used, if so."""
 

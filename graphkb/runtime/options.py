@@ -6,17 +6,18 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ContextDecorator, suppress
 from contextvars import ContextVar, Token
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from graphkb.ir.errors import OptionError
+from graphkb.ir.record import record
 
 MODES = ("auto", "native", "interpret")
 ON_RECOMPILE = ("silent", "warn", "error")
 
 
-@dataclass(frozen=True)
+@record
 class Options:
     """How functions are compiled and run. A function keeps the options that were in force when it was made.
 

@@ -8,11 +8,11 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from graphkb.ir.leaves import aligned_empty
+from graphkb.ir.record import record
 from graphkb.runtime.kernel_cache import compile_kernels, find_target, folder_of, machine_key, read_entry, write_entry
 from graphkb.runtime.options import Options
 from graphkb.runtime.threads import thread_count
@@ -22,7 +22,7 @@ _STREAM_BYTES = 64 << 20
 _SECONDS = 0.03
 
 
-@dataclass(frozen=True)
+@record
 class Peak:
     """What was measured.
 

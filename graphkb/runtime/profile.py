@@ -8,7 +8,7 @@ import re
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from graphkb.ir.graph import Graph
 from graphkb.ir.leaves import Array, VariableCell
 from graphkb.ir.node import Node
+from graphkb.ir.record import record
 from graphkb.runtime.interpreter import meaning, write
 from graphkb.runtime.options import Options
 from graphkb.runtime.peak import Peak, machine_peak
@@ -31,7 +32,7 @@ _LEAST, _MOST = 5, 1000
 _PLACES = re.compile(r"\.(?:step|body)(\d+)")
 
 
-@dataclass(frozen=True)
+@record
 class ProfileStep:
     """One kernel, loop, branch or interpreted node.
 
@@ -59,7 +60,7 @@ class ProfileStep:
     lines: tuple[str, ...]
 
 
-@dataclass(frozen=True, repr=False)
+@record(repr=False)
 class Profile:
     """What one call of a function spends its time on. It shows as a table, and in a notebook with a roofline picture.
 

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from graphkb.ir.dims import Symbol
 from graphkb.ir.graph import Graph
 from graphkb.ir.leaves import Array
 from graphkb.ir.node import Node
+from graphkb.ir.record import record
 from graphkb.ir.types import NUMPY_DTYPE
 from graphkb.runtime.call_spec import CallSpec
 from graphkb.runtime.graph_key import GraphKey, OpaqueError, mere_seeds
@@ -60,7 +61,7 @@ _KEPT = ("inputs", "outputs", "workspace_bytes", "lock", "release_gil")
 _MADE = ("run", "bound", "recycle", "keepalive", "copies")
 
 
-@dataclass(frozen=True)
+@record
 class Place:
     """Where the program of a graph is kept, if it is: the name of its entry, and what the entry refers to by number."""
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from math import prod
 
 from graphkb.ir.dims import Dim, Symbol, substitute
 from graphkb.ir.graph import bodies
 from graphkb.ir.node import Node
+from graphkb.ir.record import record
 from graphkb.ir.types import TupleType, parts
 
 Cost = tuple[int, int]
 """Floating-point (or integer) operations, and bytes read and written."""
 
 
-@dataclass(frozen=True)
+@record
 class ReportStep:
     """One kernel or one interpreted node.
 
@@ -38,7 +38,7 @@ class ReportStep:
     bytes: int
 
 
-@dataclass(frozen=True, repr=False)
+@record(repr=False)
 class Report:
     """What became of a function for one set of input shapes. It shows as a table.
 

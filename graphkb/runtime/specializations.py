@@ -10,7 +10,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from graphkb.ir.dims import Symbol
 from graphkb.ir.errors import GraphError, OpenSizeError, RecompileError, RecompileWarning
 from graphkb.ir.graph import Graph, built_at
 from graphkb.ir.leaves import Array
+from graphkb.ir.record import record
 from graphkb.runtime.dynamic import OpenProgram, OpenShapes, SizeHistory, open_program
 from graphkb.runtime.inputs import Parameters, Shapes
 from graphkb.runtime.options import Options
@@ -58,7 +58,7 @@ class Specialization:
         return self._bind()
 
 
-@dataclass(frozen=True)
+@record
 class CacheInfo:
     """What a function keeps, and how its calls fared.
 

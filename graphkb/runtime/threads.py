@@ -7,10 +7,10 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graphkb.ir.record import record
 from graphkb.runtime.options import Options, current
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from graphkb.codegen.target import Target
 
 
-@dataclass(frozen=True)
+@record
 class ThreadCount:
     """A number of threads, and what decided it."""
 
