@@ -93,7 +93,7 @@ def share_out(p: Product, outer: Sequence[Var], t: Tiling, keeps: bool, awake: b
     else:
         axis, units, each = "rows", tiles, _nanoseconds(p, t.rows, n, k)
     group: Dim = _ceil(units, _MOST_GROUPS) if keeps else 1
-    if axis == "rows" and t.pack_b:
+    if axis == "rows" and t.pack_b and not t.dots:
         most, fewest = (-(-count // t.rows) for count in (_ROWS_PER_COPY, _FEWEST_ROWS))
         group = maximum(group, max(fewest, min(most, -(-units // 2))) if isinstance(units, int) else most)
     return Parts(axis, units, group, each, awake)

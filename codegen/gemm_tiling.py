@@ -23,6 +23,8 @@ _STREAMED_ROWS, _LONG_STREAM, _LONG_STREAMED_ROWS = 8, 4096, 32
 LINE, _WAYS, _SETS = 64, 8, 2048
 # Rows of B a page apart or more: after so many tiles a copy of each panel pays, sooner if pages fall on the same sets.
 _PAGE, _REREADS, _REREADS_ALIGNED = 4096, 128, 24
+# Where a block fills those sets so many times over, each tile reads it from beyond the cache, and a few pay for a copy.
+_CROWDED, _REREADS_CROWDED = 8, 6
 # A is copied if K is so long, its neighbors so many bytes apart, and it meets so many panels of B.
 _LONG_A, _FAR_A, _PANELS_A = 768, 2048, 4
 # How deep a tile may go into B without a pause: as far as a panel stays in the second-level cache.
@@ -170,7 +172,8 @@ def _tiles(p: Product, target: Target, streams: bool) -> Tiling:
     apart = _stride(p.a, p.m) * NUMPY_DTYPE[p.a.dtype].itemsize
     # Rows whole pages apart fall on the same few lines of the first-level cache.
     most = _ALIGNED_ROWS if apart % _PAGE == 0 else _MOST_ROWS
-    rows, vectors = _shape(length_of(p.m), columns, most, *_registers(target))
+    far = length_of(p.k) * length_of(p.n) * NUMPY_DTYPE[p.b.dtype].itemsize > _CACHED
+    rows, vectors = _shape(length_of(p.m), columns, most, *_registers(target), far)
     narrow = p.a.dtype == "float16"
     tiles = -(-p.m.extent // rows) if isinstance(p.m.extent, int) else 1
     costly = narrow and (tiles > 1 or not isinstance(p.m.extent, int) or not target.has_float16)
@@ -225,8 +228,7 @@ def _copies_a(p: Product, panels: int) -> bool:
         return False
     apart = _stride(p.a, p.k) * NUMPY_DTYPE[p.a.dtype].itemsize
     length = length_of(p.k)
-    sets = _SETS // math.gcd(apart // LINE, _SETS) if apart % LINE == 0 else _SETS
-    crowded = min(length, _BLOCK) / (_WAYS * sets)
+    crowded = _crowded(p.k, apart)
     if crowded >= (4 if panels < _PANELS_A else 2) and length > _BLOCK // 2:
         return True
     return length >= _LONG_A and apart >= _FAR_A and panels >= _PANELS_A
@@ -237,7 +239,15 @@ def _copies_b(p: Product, tiles: int) -> bool:
     apart = _stride(p.b, p.k) * NUMPY_DTYPE[p.b.dtype].itemsize
     if apart < _PAGE:
         return False
+    if tiles >= _REREADS_CROWDED and _crowded(p.k, apart) >= _CROWDED:
+        return True
     return tiles >= (_REREADS if apart % _PAGE else _REREADS_ALIGNED)
+
+
+def _crowded(k: Var, apart: int) -> float:
+    """How many times over a block of K, whose neighbors lie so many bytes apart, fills the sets that it falls on."""
+    sets = _SETS // math.gcd(apart // LINE, _SETS) if apart % LINE == 0 else _SETS
+    return min(length_of(k), _BLOCK) / (_WAYS * sets)
 
 
 def _streamed(p: Product, tiling: Tiling) -> Tiling:
@@ -281,8 +291,11 @@ def _registers(target: Target) -> tuple[int, int]:
     return (12, 2) if target.has_fma else (8, 2)
 
 
-def _shape(rows: int, columns: int, most: int, budget: int, widest: int) -> tuple[int, int]:
-    """Rows and vectors of a tile: near square in registers, but as low as the matrix is."""
+def _shape(rows: int, columns: int, most: int, budget: int, widest: int, far: bool) -> tuple[int, int]:
+    """Rows and vectors of a tile: near square in registers, but as low as the matrix is.
+
+    Where B lies `far` from the processor, tiles are as tall as they can be, for each reads a panel of it again.
+    """
     vectors = min(widest, columns)
     if columns % widest and columns > widest:
         vectors = next((v for v in range(widest, 1, -1) if columns % v == 0), widest)
@@ -290,7 +303,12 @@ def _shape(rows: int, columns: int, most: int, budget: int, widest: int) -> tupl
     if rows < most:
         # Few rows: wide tiles read long pieces of each row of B, which memory likes.
         return rows, max(vectors, min(columns, budget // rows, 16))
-    return even_height(rows, most), vectors
+    return (_tallest(rows, most) if far else even_height(rows, most)), vectors
+
+
+def _tallest(rows: int, most: int) -> int:
+    """The height of the fewest tiles that cover some rows; some of them have one row less."""
+    return most if rows >= 1 << 30 else -(-rows // -(-rows // most))
 
 
 def even_height(rows: int, most: int) -> int:
@@ -301,7 +319,7 @@ def even_height(rows: int, most: int) -> int:
     if rows >= 1 << 30:
         return most
     alike = [h for h in range(most, most * 2 // 3 - 1, -1) if h and rows % h == 0]
-    return alike[0] if alike else -(-rows // -(-rows // most))
+    return alike[0] if alike else _tallest(rows, most)
 
 
 # ---------------------------------------------------------------------------------------------- dot products

@@ -9,6 +9,7 @@ from test_gemm import build
 from graphkb import backend as K
 from graphkb.codegen.builder import Builder
 from graphkb.codegen.gemm import Gemm
+from graphkb.codegen.gemm_tiling import Tiling
 from graphkb.codegen.program import make_program
 from graphkb.codegen.target import host_target, named_target
 from graphkb.ir.graph import Graph
@@ -63,3 +64,30 @@ def test_rows_of_blocks_to_come_are_asked_for(size: tuple[int, int, int], asked:
     b = Builder(target)
     program.emit(b, "run")
     assert ("call void @llvm.prefetch" in b.module()) is asked
+
+
+def tiling_of(m: int, k: int, n: int) -> Tiling:
+    x, w = placeholder((m, k), "float32", "x"), placeholder((k, n), "float32", "w")
+    program = build([x, w], [linalg.dot(x, w, (), (), (1,), (0,))], named_target("x86-64-v4")).program
+    (kernel,) = [k for k in program.kernels.by_signature.values() if isinstance(k, Gemm)]
+    return kernel.tiling
+
+
+def test_few_rows_copy_a_matrix_whose_rows_fall_on_the_same_places_of_the_cache() -> None:
+    assert tiling_of(36, 1024, 4096).pack_b
+    assert not tiling_of(36, 1024, 4112).pack_b
+    assert not tiling_of(36, 1024, 1024).pack_b
+    assert not tiling_of(12, 1024, 4096).pack_b
+
+
+def test_tiles_are_tall_where_a_matrix_lies_far_away() -> None:
+    assert tiling_of(32, 784, 512).rows == 6
+    assert tiling_of(32, 64, 512).rows == 4
+
+
+def test_a_crowded_matrix_gives_the_right_product() -> None:
+    rng = np.random.default_rng(1)
+    x, w = (rng.standard_normal(s).astype("float32") for s in ((37, 600), (600, 4096)))
+    a, b = K.placeholder(x.shape), K.placeholder(w.shape)
+    result = K.function([a, b], [K.dot(a, b)])([x, w])[0]
+    np.testing.assert_allclose(result, x.astype(np.float64) @ w.astype(np.float64), atol=2e-4)

@@ -90,6 +90,12 @@ def axes_of(count: int, size: int) -> set[str]:
     return {kernel.parts.axis for kernel in products(program)}
 
 
+def test_few_columns_are_shared_though_they_are_copied() -> None:
+    (kernel,) = products(build_cases([Case(64, 1024, 10)], host_target())[0].program)
+    assert kernel.parts.axis == "rows"
+    assert kernel.parts.group == 1
+
+
 def test_smaller_products_are_shared_where_many_follow_one_another() -> None:
     assert axes_of(1, 64) == axes_of(3, 64) == {""}
     assert axes_of(12, 64) == {"rows"}
