@@ -33,7 +33,7 @@ from graphkb.codegen.loops import (
     expressions,
 )
 from graphkb.codegen.loops_text import format_kernel
-from graphkb.codegen.packed_weights import LEAST_BYTES, PackedLayout, Reads
+from graphkb.codegen.packed_weights import FEWEST_ROWS, LEAST_BYTES, PackedLayout, Reads
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim, Symbol
 from graphkb.ir.origin import Origin
@@ -101,7 +101,7 @@ class Gemm(Product):
             t.dots
             or t.streams
             or t.lanes == 1
-            or self.m.extent == 1
+            or length_of(self.m) < FEWEST_ROWS
             or self.b.dtype != self.dtype
             or not isinstance(n, int)
         ):

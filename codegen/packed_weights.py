@@ -20,6 +20,8 @@ Reads: TypeAlias = Literal["plain", "either", "packed"]
 
 # Smaller matrices stay in the nearest caches, however they lie.
 LEAST_BYTES = 1 << 16
+# Fewer rows have wide tiles, which read long pieces of memory anyway, and would take a copy of their own.
+FEWEST_ROWS = 6
 # Calls that see one value of a variable before it is packed: packing takes as long as several calls can save.
 PATIENCE = 8
 
@@ -142,5 +144,15 @@ def emit_due(b: Builder, pairs: list[tuple[Value, Value]]) -> Value:
     return b.icmp("ne", b.load(due, "int64"), zero)
 
 
-__all__ = ["LEAST_BYTES", "PATIENCE", "PackedLayout", "Packing", "Reads", "count_version", "emit_due", "may_be_packed"]
+__all__ = [
+    "FEWEST_ROWS",
+    "LEAST_BYTES",
+    "PATIENCE",
+    "PackedLayout",
+    "Packing",
+    "Reads",
+    "count_version",
+    "emit_due",
+    "may_be_packed",
+]
 __all__ += ["version_of"]
