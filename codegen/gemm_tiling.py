@@ -169,7 +169,7 @@ def _tiles(p: Product, target: Target, streams: bool) -> Tiling:
     while lanes // 2 >= length_of(p.n):
         lanes //= 2
     columns = -(-length_of(p.n) // lanes)
-    apart = _stride(p.a, p.m) * NUMPY_DTYPE[p.a.dtype].itemsize
+    apart = _stride(p.a, p.rows[-1]) * NUMPY_DTYPE[p.a.dtype].itemsize
     # Rows whole pages apart fall on the same few lines of the first-level cache.
     most = _ALIGNED_ROWS if apart % _PAGE == 0 else _MOST_ROWS
     far = length_of(p.k) * length_of(p.n) * NUMPY_DTYPE[p.b.dtype].itemsize > _CACHED

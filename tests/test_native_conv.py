@@ -12,7 +12,7 @@ from test_gemm import EPSILON, all_targets, build, products, targets
 
 from graphkb.codegen.gemm import Gemm
 from graphkb.codegen.parts import Joined
-from graphkb.codegen.target import Target, host_target
+from graphkb.codegen.target import Target, host_target, named_target
 from graphkb.gradients import gradients
 from graphkb.ir.dims import free_symbols, symbol
 from graphkb.ir.graph import Graph
@@ -321,3 +321,12 @@ def test_parts_and_windows_of_an_unknown_number_of_samples(target: Target) -> No
         bound = Graph((x, kernel), tuple(known)).bind({next(iter(free_symbols(batch))): count})
         for got, right in zip(compiled(feeds), Program(bound).run(feeds)):
             np.testing.assert_allclose(got, right, atol=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "rows"), [(16, 12), (1024, 6)])
+def test_tiles_are_low_only_where_rows_lie_pages_apart(channels: int, rows: int) -> None:
+    x = placeholder((1, 26, 27, channels), "float32", "x")
+    kernel = placeholder((3, 3, channels, 32), "float32", "k")
+    (product,) = products(build([x, kernel], [conv(x, kernel, (1, 1), (1, 1))], named_target("x86-64-v4")).program)
+    assert len(product.rows) == 2
+    assert product.tiling.rows == rows
