@@ -8,6 +8,7 @@ from functools import cached_property
 
 from graphkb.codegen.builder import Builder
 from graphkb.codegen.gemm_parts import Parts, share_out
+from graphkb.codegen.gemm_prologue import computed_operand
 from graphkb.codegen.gemm_tiling import (
     Product,
     Tiling,
@@ -113,7 +114,8 @@ class Gemm(Product):
         numbers = [x for x in (index.offset, index.factor(self.n), *extents, *steps) if isinstance(x, int) and x >= 0]
         if len(numbers) != 2 + 2 * len(axes) or 0 in extents or any(index.factor(v) != 0 for v in self.outer):
             return None
-        if any(isinstance(e, Load) and e.buffer is self.b.buffer for e in expressions((self.store,))):
+        computed = self.prologue is not None and self.b.buffer.position in self.prologue.read
+        if computed or any(isinstance(e, Load) and e.buffer is self.b.buffer for e in expressions((self.store,))):
             return None
         pairs = tuple(zip(numbers[2 : 2 + len(axes)], numbers[2 + len(axes) :]))
         last = [(p.first, 1, p.columns, p.width) for p in last_panels(t, n, self.dtype)]
@@ -142,25 +144,54 @@ class Gemm(Product):
     def rows_at_once(self) -> int:
         """Tiles of rows that meet all panels of columns before the next ones do; 0: all do.
 
-        Where K is short, a product mostly writes C, which memory takes best in long pieces.
+        Where K is short, a product mostly writes C, which memory takes best in long pieces. Where A is computed, these
+        are the rows that are computed at a time.
         """
         t, m, n = self.tiling, self.m.extent, self.n.extent
+        if self.prologue is not None and self.prologue.rows:
+            tiles = max(1, max(self.prologue.rows, _ROWS_PER_COPY if self._copies_panels else 0) // t.rows)
+            group = self.parts.group if self.parts.axis == "rows" else tiles
+            return min(tiles, group) if isinstance(group, int) else tiles
         if t.dots or t.streams or t.pack_a or self.segments or not self.one_block:
             return 0
         if not (isinstance(m, int) and isinstance(n, int) and isinstance(self.depth, int)):
             return 0
         size = NUMPY_DTYPE[self.dtype].itemsize
         long = n > t.width and m * n * size >= _LARGE_C and self.depth <= _SHORT_K and self.depth * n * size <= _SMALL_B
-        copied = t.pack_b or (n % t.lanes != 0 and not t.masks)
-        return max(1, _ROWS_PER_COPY // t.rows if copied else 1) if long else 0
+        return max(1, _ROWS_PER_COPY // t.rows if self._copies_panels else 1) if long else 0
+
+    @property
+    def _copies_panels(self) -> bool:
+        """Whether panels of B are copied when they are met."""
+        return not self.tiling.dots and self.packed_b != 0
 
     @property
     def packed_a(self) -> Dim:
-        """Bytes of a copy of A."""
+        """Bytes of a copy of A, or of the rows of A that are computed at a time."""
+        m, rows = self.m.extent, self.tiling.rows
+        if self.prologue is not None:
+            return self._bytes(self.rows_computed * self.prologue.pitch)
         if not self.tiling.pack_a:
             return 0
-        m, rows = self.m.extent, self.tiling.rows
         return self._bytes((m if isinstance(m, int) else _up(m, rows)) * self.k.extent)
+
+    @property
+    def rows_computed(self) -> Dim:
+        """How many rows of A are computed at a time."""
+        m, some = self.m.extent, self.rows_at_once * self.tiling.rows
+        return (min(m, some) if isinstance(m, int) else some) if self.is_computed else m
+
+    @property
+    def steps_a(self) -> tuple[Dim, Dim]:
+        """From one row of A to the next, and along K, in elements; those of a copy that is packed do not count."""
+        if self.prologue is None:
+            return self.a.index.factor(self.m), self.a.index.factor(self.k)
+        return (1, self.rows_computed) if self.prologue.turned else (self.prologue.pitch, 1)
+
+    @property
+    def scattered(self) -> bool:
+        """Whether the rows of A do not lie at even distances."""
+        return len(self.rows) > 1 and self.prologue is None
 
     @property
     def packed_b(self) -> Dim:
@@ -185,7 +216,7 @@ class Gemm(Product):
         ragged = not isinstance(self.n.extent, int) or self.n.extent % t.lanes != 0
         if (self.one_block and not self.segments) or (self.stores_sums and (t.masks or not ragged)):
             return 0
-        return self._bytes(_up(self.m.extent, t.rows) * self.pitch)
+        return self._bytes(_up(self.rows_computed, t.rows) * self.pitch)
 
     @property
     def pitch(self) -> int:
@@ -205,6 +236,12 @@ class Gemm(Product):
         return (self.k.extent + lanes - 1) // (2 * lanes) * (2 * lanes) + lanes
 
     @property
+    def keeps_a(self) -> bool:
+        """Whether each group of units has a copy of A of its own."""
+        axis = self.parts.axis
+        return axis == "outer" or (axis == "rows" and self.is_computed)
+
+    @property
     def keeps_b(self) -> bool:
         """Whether each group of units has a copy of B of its own."""
         axis = self.parts.axis
@@ -214,18 +251,21 @@ class Gemm(Product):
     def keeps_partial(self) -> bool:
         """Whether each group of units has partial sums of its own."""
         axis = self.parts.axis
-        return axis in ("outer", "depth") or (axis == "columns" and not self.tiling.streams)
+        return self.keeps_a or axis == "depth" or (axis == "columns" and not self.tiling.streams)
 
     @property
     def keeps(self) -> bool:
         """Whether groups of units have any memory of their own."""
-        outer = self.parts.axis == "outer" and self.packed_a != 0
-        return outer or (self.keeps_b and self.packed_b != 0) or (self.keeps_partial and self.partial != 0)
+        return (
+            (self.keeps_a and self.packed_a != 0)
+            or (self.keeps_b and self.packed_b != 0)
+            or (self.keeps_partial and self.partial != 0)
+        )
 
     @property
     def before_b(self) -> Dim:
         """Bytes of scratch before the copies of B."""
-        return self.packed_a * (self.parts.slots if self.parts.axis == "outer" else 1)
+        return self.packed_a * (self.parts.slots if self.keeps_a else 1)
 
     @property
     def before_partial(self) -> Dim:
@@ -273,6 +313,9 @@ class Gemm(Product):
                 if note and line.strip() == f"for {var.name} < {var.extent}:":
                     line = f"{line[:-1]} {note}:"
             lines.append(line)
+        if self.prologue is not None:
+            some = f"{self.rows_computed} of {self.m.name}" if self.is_computed else f"all {self.m.name}"
+            lines.insert(1, f"  compute the first factor by {some}")
         if t.pack_a:
             lines.insert(1, f"  pack {self.a.buffer.name} by {t.rows} of {self.m.name}")
         if t.pack_b and self.reads_b != "packed":
@@ -309,7 +352,7 @@ def match_gemm(
     if any(v.extent == 0 for v in kept) or not kept:
         return None
     x, y = operands
-    products = [_product(a, b, kept, reduced, store, combine) for a, b in ((x, y), (y, x))]
+    products = [_product(a, b, kept, reduced, store, combine, target) for a, b in ((x, y), (y, x))]
     fitting = [p for p in products if p is not None]
     if not fitting:
         return None
@@ -347,9 +390,20 @@ def _shared_out(kernel: Gemm, awake: bool = False) -> Gemm:
 
 
 def _product(
-    a: Load, b: Load, kept: Sequence[Var], reduced: Sequence[Var], store: Store, combine: Combine
+    a: LoopExpr,
+    b: LoopExpr,
+    kept: Sequence[Var],
+    reduced: Sequence[Var],
+    store: Store,
+    combine: Combine,
+    target: Target,
 ) -> Product | None:
-    """The product with one operand in the place of A and the other in that of B."""
+    """The product with one operand in the place of A, which may have to be computed, and the other in that of B."""
+    prologue = None
+    if not isinstance(a, Load) and isinstance(b, Load) and len(reduced) == 1:
+        a, prologue = computed_operand(a, b, kept, reduced[0], target)
+    if not isinstance(a, Load) or not isinstance(b, Load):
+        return None
     left = [v for v in kept if a.index.factor(v) != 0 and b.index.factor(v) == 0]
     right = [v for v in kept if b.index.factor(v) != 0 and a.index.factor(v) == 0]
     if not right:
@@ -360,7 +414,7 @@ def _product(
     *segments, k = sorted(reduced, key=lambda v: _stride(a, v), reverse=True) or [Var("k", 1)]
     if any(not isinstance(v.extent, int) or v.extent == 0 for v in segments):
         return None
-    return Product(m, n, k, (m,), tuple(segments), (), a, b, store, combine.accumulator)
+    return Product(m, n, k, (m,), tuple(segments), (), a, b, store, combine.accumulator, prologue)
 
 
 def _rows_of(p: Product, kept: Sequence[Var]) -> list[Var]:
@@ -375,18 +429,18 @@ def _longest(axes: Sequence[Var], a: Load) -> Var:
     return max(axes, key=lambda v: (v.extent if isinstance(v.extent, int) else _USUAL, -_stride(a, v)))
 
 
-def _operands(value: LoopExpr) -> tuple[Load, Load] | None:
-    """The two elements whose product is summed, perhaps widened from float16."""
+def _operands(value: LoopExpr) -> tuple[LoopExpr, LoopExpr] | None:
+    """The two elements whose product is summed; those in memory perhaps before they are widened from float16."""
     if not isinstance(value, Apply) or value.op != "mul":
         return None
-    loads = []
-    for arg in value.args:
-        if isinstance(arg, Apply) and arg.op == "cast" and arg.args[0].dtype == "float16":
-            arg = arg.args[0]
-        if not isinstance(arg, Load):
-            return None
-        loads.append(arg)
-    return loads[0], loads[1]
+    x, y = map(_in_memory, value.args)
+    return x, y
+
+
+def _in_memory(value: LoopExpr) -> LoopExpr:
+    """What lies in memory of a number that is widened from float16."""
+    narrow = isinstance(value, Apply) and value.op == "cast" and value.args[0].dtype == "float16"
+    return value.args[0] if isinstance(value, Apply) and narrow and isinstance(value.args[0], Load) else value
 
 
 def _stride(load: Load, var: Var) -> int:

@@ -138,9 +138,20 @@ class _Product(Operands):
 
         def block(at: Size) -> None:
             some = at, math.minimum(math.add(at, step), last)
+            if self.kernel.is_computed:
+                begin_row, end_row = map(self._first_row_of, some)
+                self.compute_rows(begin_row, math.sub(end_row, begin_row))
             self._panels(begin, end, lambda panel: self._panel(panel, some))
 
         math.loop(first, last, step, block, "rows")
+
+    def _first_row_of(self, tile: Size) -> Size:
+        """Where a tile that is as wide as most begins, or where the last one ends."""
+        math, m, height = self.math, self.size(self.kernel.m.extent), self.t.rows
+        if not isinstance(m, int) or self.t.dots:
+            return math.minimum(math.mul(tile, height), m)
+        tall = m - -(-m // height) * (height - 1)
+        return math.minimum(math.mul(tile, height), math.add(math.mul(tile, height - 1), tall))
 
     def _panels(self, begin: Size, end: Size, each: Callable[[Panel], None]) -> None:
         t, math = self.t, self.math
@@ -277,11 +288,11 @@ class _Product(Operands):
             strides: tuple[Size, ...] = (1, group.height, step)
         else:
             a = self._row_of_a(row, block.start)
-            along = self._factor(kernel.a, kernel.k)
-            if len(kernel.rows) > 1:
+            across, along = map(self.size, kernel.steps_a)
+            if kernel.scattered:
                 strides = (self._scattered(row, group, rows), along, step)
             else:
-                strides = (self._factor(kernel.a, kernel.m), along, step)
+                strides = (across, along, step)
         direct = kernel.stores_sums and (t.masks or not panel.ragged) and not t.streams
         direct = direct and not (group.clamped and t.dots and not t.masks)
         c, pitch = self._place(row, panel) if direct else self._set_aside(row, panel)
@@ -340,7 +351,7 @@ class _Product(Operands):
             adds=add != 0,
             masked=masked,
             clamped=group.clamped,
-            scattered=len(kernel.rows) > 1,
+            scattered=kernel.scattered,
             inner=len(kernel.inner),
             apart=kernel.summed_apart,
             ahead=0 if copied and kernel.reads_b == "plain" else self._lines_ahead(panel),
@@ -370,7 +381,7 @@ class _Product(Operands):
             return lines if isinstance(nbytes, int) and nbytes >= _FAR else 0
         if panel.lanes == 1 or m == 1 or (isinstance(k, int) and k < _FEW_ROWS):
             return 0
-        tiles = -(-m // t.rows) if isinstance(m, int) else lines
+        tiles = kernel.rows_at_once if kernel.is_computed else -(-m // t.rows) if isinstance(m, int) else lines
         return min(lines, -(-lines // tiles))
 
     def _lines(self, panel: Panel) -> int:
@@ -428,7 +439,7 @@ class _Product(Operands):
         if t.streams:
             place = math.add(math.mul(row, kernel.pitch), panel.first)
         else:
-            place = math.mul(row, kernel.pitch)
+            place = math.mul(math.sub(row, self.first_row), kernel.pitch)
         return math.gep(base, place, kernel.dtype), kernel.pitch
 
     def _epilogue(self) -> Epilogue:
@@ -440,4 +451,4 @@ class _Product(Operands):
         # The last panel has taller tiles if it is narrower than the others.
         alike = t.dots or t.pack_a or columns is not None or kernel.parts.axis == "rows"
         rows = t.rows if alike and isinstance(m, int) and m % t.rows == 0 else None
-        return Epilogue(kernel, f"{kernel.name}.store", kernel.outer, kernel.pitch, rows, columns)
+        return Epilogue(kernel, f"{kernel.name}.store", kernel.outer, rows, columns, (kernel.pitch, 1))

@@ -9,7 +9,7 @@ from graphkb.codegen.emit_values import Values
 from graphkb.codegen.gemm import Gemm, rest_of
 from graphkb.codegen.gemm_pack import copy_columns, copy_padded, copy_rows, copy_turned
 from graphkb.codegen.gemm_sizes import Size, SizeMath, Truth
-from graphkb.codegen.gemm_store import row_extents
+from graphkb.codegen.gemm_store import Inputs, row_extents
 from graphkb.codegen.gemm_tiling import even_height
 from graphkb.codegen.loops import Load, Var
 from graphkb.codegen.threads import parallel_region
@@ -68,6 +68,8 @@ class Operands:
         self.symbols = dict(zip(kernel.symbols, rest))
         self.body = Values(b, self.pointers, self.symbols)
         self.slot: Size = 0
+        # The first of the rows of A that have been computed last.
+        self.first_row: Size = 0
         self._memory: Value | None = None
         self._offsets: Value | None = None
 
@@ -117,6 +119,10 @@ class Operands:
     def _row_of_a(self, row: Size, start: Size) -> Value:
         """The address of an element of A at a row, which may count through several axes, and a place in K."""
         kernel, math = self.kernel, self.math
+        if kernel.prologue is not None:
+            across, along = map(self.size, kernel.steps_a)
+            place = math.add(math.mul(math.sub(row, self.first_row), across), math.mul(start, along))
+            return math.gep(self._packed_a(), place, kernel.dtype)
         base = self.body.address_of(kernel.a.buffer, rest_of(kernel.a.index, *kernel.rows, kernel.k, *kernel.inner))
         place = math.add(self._row_offset(row), math.mul(start, self._factor(kernel.a, kernel.k)))
         return math.gep(base, place, kernel.a.dtype)
@@ -143,7 +149,7 @@ class Operands:
         return self._offsets
 
     def _packed_a(self) -> Value:
-        return self._slot_of(0, self.kernel.packed_a, self.kernel.parts.axis == "outer")
+        return self._slot_of(0, self.kernel.packed_a, self.kernel.keeps_a)
 
     def _packed_b(self) -> Value:
         kernel = self.kernel
@@ -233,6 +239,8 @@ class Operands:
         """Make the copies that all tiles of one product read."""
         if self.t.pack_a:
             self._pack_a()
+        if self.kernel.prologue is not None and not self.kernel.is_computed:
+            self.compute_rows(0, self.size(self.kernel.m.extent))
         if self.t.dots and self.t.pack_b:
             self._turn_b()
 
@@ -252,6 +260,18 @@ class Operands:
 
         # Without rows there is no last one to repeat.
         self.math.loop(0, self.math.minimum(k, 1), 1, lambda _: turn(), "turn")
+
+    def compute_rows(self, first: Size, count: Size) -> None:
+        """Compute some rows of A."""
+        b, kernel, math = self.b, self.kernel, self.math
+        self.first_row = first
+        k = self.size(kernel.k.extent)
+        known = count if isinstance(count, int) else None
+        block = Inputs(
+            kernel, f"{kernel.name}.compute", kernel.outer, known, k if isinstance(k, int) else None, kernel.steps_a
+        )
+        places = {**self.body.vars, kernel.m: math.value(first), kernel.k: math.value(0)}
+        block.call(b, self.pointers, self.symbols, places, self._packed_a(), math.value(count), math.value(k))
 
     def _padded_rows(self) -> Size:
         """The rows of the copy of A: those of whole tiles where the number of rows is unknown."""

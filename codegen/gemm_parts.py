@@ -88,7 +88,7 @@ def share_out(p: Product, outer: Sequence[Var], t: Tiling, keeps: bool, awake: b
         return Parts("depth", _ceil(k, depth), 1, _nanoseconds(p, m, n, depth), awake, depth)
     if many >= _MANY or (many > 1 and matrix < _SHORT):
         axis, units, each = "outer", count, _nanoseconds(p, m, n, k)
-    elif t.streams or t.pack_a or _guess(panels) >= _PANELS or _guess(panels) >= _guess(tiles):
+    elif t.streams or t.pack_a or (not p.is_computed and _guess(panels) >= min(_PANELS, _guess(tiles))):
         axis, units, each = "columns", panels, _nanoseconds(p, m, t.width, k)
     else:
         axis, units, each = "rows", tiles, _nanoseconds(p, t.rows, n, k)
@@ -114,7 +114,8 @@ def _passing_depth(p: Product, t: Tiling) -> int:
 def _nanoseconds(p: Product, m: Dim, n: Dim, k: Dim) -> Dim:
     size = NUMPY_DTYPE[p.b.dtype].itemsize
     wide = NUMPY_DTYPE[p.dtype].itemsize
-    return m * n * k * wide // (_SPEED * 4) + (m + n) * k * size // _BANDWIDTH
+    before = m * k * p.prologue.picoseconds // 1000 if p.prologue is not None and p.is_computed else 0
+    return m * n * k * wide // (_SPEED * 4) + (m + n) * k * size // _BANDWIDTH + before
 
 
 def _ceil(x: Dim, step: int) -> Dim:

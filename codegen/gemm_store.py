@@ -1,4 +1,4 @@
-"""The epilogue of a matrix product: what happens to a tile of finished sums on their way to the result."""
+"""The element-wise work of a matrix product: how rows of A come about, and where a tile of finished sums goes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from graphkb.codegen.emit import Body
 from graphkb.codegen.gemm_sizes import Size, SizeMath
 from graphkb.codegen.gemm_tiling import Product
 from graphkb.codegen.loops import (
+    Affine,
     Buffer,
     Load,
     Lookup,
@@ -25,23 +26,32 @@ from graphkb.ir.record import record
 
 
 @record
-class Epilogue:
-    """The function of one product that stores a tile.
+class _Elementwise:
+    """A function of one product that runs over a tile in memory.
 
     Attributes:
         product: which one.
         name: of the function.
         outer: further axes of the result.
-        pitch: elements from one row of a tile to the next.
         rows, columns: of every tile; None where tiles differ.
+        steps: elements from one row of a tile, and from one column, to the next.
     """
 
     product: Product
     name: str
     outer: tuple[Var, ...]
-    pitch: int
     rows: int | None
     columns: int | None
+    steps: tuple[Dim, Dim]
+
+    @property
+    def across(self) -> Var:
+        """The loop variable that columns count."""
+        raise NotImplementedError
+
+    def _store(self, tile: Load) -> Store:
+        """What is done to one element of the tile."""
+        raise NotImplementedError
 
     def call(
         self,
@@ -53,10 +63,10 @@ class Epilogue:
         rows: Value,
         columns: Value,
     ) -> None:
-        """Store the tile at the place that the outer variables, and those of rows and columns, tell."""
-        used = sorted(set(self._buffers()) & set(pointers))
+        """Do it at the place that the outer variables, and those of rows and columns, tell."""
+        used = sorted(self._buffers() & set(pointers))
         known = sorted(symbols, key=lambda s: s.name)
-        variables = [*self.outer, self.product.m, self.product.n]
+        variables = [*self.outer, self.product.m, self.across]
         args = [*[pointers[p] for p in used], *[symbols[s] for s in known], *[places[v] for v in variables]]
         args += [tile, rows, columns]
         params = [(f"a{i}", value.dtype) for i, value in enumerate(args)]
@@ -72,7 +82,7 @@ class Epilogue:
         b.helper(self.name, params, write, args)
 
     def _buffers(self) -> set[int]:
-        store = self.product.store
+        store = self._store(Load(Buffer(-1, "tile", self.product.dtype, 0), Affine()))
         read = [e.buffer.position for e in expressions([store]) if isinstance(e, Load | Lookup)]
         return {store.buffer.position, *read}
 
@@ -83,18 +93,18 @@ class Epilogue:
         body.pointers[-1] = tile
         i = Var("i", self.rows if self.rows is not None else _dim(body, rows, "tile.rows"))
         j = Var("j", self.columns if self.columns is not None else _dim(body, columns, "tile.columns"))
-        (store,) = replace_expr(
-            [product.store], {0}, _result(product.store), Load(buffer, affine(i, self.pitch).plus(affine(j)))
-        )
-        moved = {product.n: affine(product.n).plus(affine(j))}
+        down, along = self.steps
+        store = self._store(Load(buffer, affine(i, down).plus(affine(j, along))))
+        moved = {self.across: affine(self.across).plus(affine(j))}
         if len(product.rows) > 1:
-            (store,) = substitute([store], moved)
-            self._write_rows(body, i, schedule_map([j], [store], target))
+            self._write_rows(body, i, schedule_map([j], substitute([store], moved), target))
             return
         moved[product.m] = affine(product.m).plus(affine(i))
-        axes = [i, j] if product.store.index.factor(product.n) == 1 else [j, i]
+        statements = substitute([store], moved)
+        (store,) = [s for s in statements if isinstance(s, Store)]
+        axes = [i, j] if store.index.factor(j) == 1 else [j, i]
         body.vars.update({v: body.b.const(0, "int64") for v in axes if v.extent == 1})
-        axes, statements = collapse([v for v in axes if v.extent != 1], substitute([store], moved))
+        axes, statements = collapse([v for v in axes if v.extent != 1], statements)
         body.run(schedule_map(axes, statements, target))
 
     def _write_rows(self, body: Body, i: Var, statements: Sequence[Stmt]) -> None:
@@ -112,6 +122,34 @@ class Epilogue:
 
         count = i.extent if isinstance(i.extent, int) else body.sizes.value(i.extent)
         math.loop(0, count, 1, row, "row")
+
+
+@record
+class Epilogue(_Elementwise):
+    """The function that stores a tile of sums."""
+
+    @property
+    def across(self) -> Var:
+        return self.product.n
+
+    def _store(self, tile: Load) -> Store:
+        store = self.product.store
+        (stored,) = replace_expr([store], {0}, _result(store), tile)
+        assert isinstance(stored, Store)
+        return stored
+
+
+@record
+class Inputs(_Elementwise):
+    """The function that computes some rows of A."""
+
+    @property
+    def across(self) -> Var:
+        return self.product.k
+
+    def _store(self, tile: Load) -> Store:
+        assert self.product.prologue is not None
+        return Store(tile.buffer, tile.index, self.product.prologue.value)
 
 
 def row_extents(rows: Sequence[Var]) -> list[int]:

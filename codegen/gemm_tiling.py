@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from graphkb.codegen.gemm_prologue import Prologue
 from graphkb.codegen.loops import Accumulator, Load, Result, Store, Var, matching_loads
 from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim, product
@@ -96,6 +97,7 @@ class Product:
         a, b: the operands' elements.
         store: the epilogue, which takes the `Result` of the accumulator.
         accumulator: the sum.
+        prologue: how A comes about where it has to be computed; `a` then is the array that it would be.
     """
 
     m: Var
@@ -108,6 +110,7 @@ class Product:
     b: Load
     store: Store
     accumulator: Accumulator
+    prologue: Prologue | None
 
     @property
     def dtype(self) -> str:
@@ -130,6 +133,11 @@ class Product:
         return even and store.index.factor(self.n) == 1
 
     @property
+    def is_computed(self) -> bool:
+        """Whether some rows of A at a time are computed."""
+        return self.prologue is not None and self.prologue.rows > 0
+
+    @property
     def depth(self) -> Dim:
         """How many products a tile adds up in registers, where K is not cut."""
         return product((self.k.extent, *[v.extent for v in self.inner]))
@@ -147,7 +155,8 @@ class Product:
     @property
     def replaceable(self) -> set[int]:
         """The inputs that are read only where C is then written."""
-        return matching_loads(self.store) - {self.a.buffer.position, self.b.buffer.position}
+        computed = self.prologue.read if self.prologue is not None else set[int]()
+        return matching_loads(self.store) - {self.a.buffer.position, self.b.buffer.position} - computed
 
 
 def choose_tiling(products: list[Product], target: Target, streams: bool = True) -> tuple[Product, Tiling]:
@@ -174,7 +183,7 @@ def _tiles(p: Product, target: Target, streams: bool) -> Tiling:
     most = _ALIGNED_ROWS if apart % _PAGE == 0 else _MOST_ROWS
     far = length_of(p.k) * length_of(p.n) * NUMPY_DTYPE[p.b.dtype].itemsize > _CACHED
     rows, vectors = _shape(length_of(p.m), columns, most, *_registers(target), far)
-    narrow = p.a.dtype == "float16"
+    narrow = "float16" in (p.a.dtype, p.b.dtype)
     tiles = -(-p.m.extent // rows) if isinstance(p.m.extent, int) else 1
     costly = narrow and (tiles > 1 or not isinstance(p.m.extent, int) or not target.has_float16)
     masks = lanes == 1 or (target.can_mask(p.dtype) and (costly or target.can_mask(p.b.dtype)))
@@ -183,7 +192,7 @@ def _tiles(p: Product, target: Target, streams: bool) -> Tiling:
         rows,
         lanes * vectors,
         _block_length(p.k, lanes),
-        pack_a=lanes > 1 and p.is_matrix and (costly or _copies_a(p, -(-columns // vectors))),
+        pack_a=lanes > 1 and p.is_matrix and p.prologue is None and (costly or _copies_a(p, -(-columns // vectors))),
         pack_b=p.b.index.factor(p.n) != 1 or costly or _copies_b(p, tiles),
         dots=False,
         streams=False,
@@ -266,7 +275,7 @@ def _passes_by(p: Product, tiling: Tiling) -> bool:
     m, k, n = p.m.extent, p.k.extent, p.n.extent
     if not (isinstance(m, int) and isinstance(k, int) and isinstance(n, int)) or m > _STREAMED_TO:
         return False
-    if not p.is_matrix or p.b.index.factor(p.n) != 1 or (not tiling.masks and n % tiling.lanes):
+    if not p.is_matrix or p.is_computed or p.b.index.factor(p.n) != 1 or (not tiling.masks and n % tiling.lanes):
         return False
     return k * n * NUMPY_DTYPE[p.b.dtype].itemsize > (_PASSES_ROW if m == 1 else _PASSES_TILE)
 
@@ -328,7 +337,7 @@ def _dots(p: Product, target: Target) -> list[Tiling]:
     lanes = target.lanes(p.dtype)
     if lanes == 1 or not p.is_matrix or p.a.index.factor(p.k) != 1:
         return []
-    narrow = p.a.dtype == "float16" and (length_of(p.m) > 1 or not target.has_float16)
+    narrow = "float16" in (p.a.dtype, p.b.dtype) and (length_of(p.m) > 1 or not target.has_float16)
     near = p.b.index.factor(p.k) == 1
     if narrow or not (near or (length_of(p.n) <= lanes and p.b.index.factor(p.n) == 1)):
         return []

@@ -41,6 +41,7 @@ from graphkb.passes.kernel_ops import (
     turns_columns,
 )
 from graphkb.passes.merge_kernels import Unit, merge_kernels
+from graphkb.passes.prologues import is_prologue
 from graphkb.passes.row_axes import (
     COLUMN,
     OTHER,
@@ -171,7 +172,8 @@ class _Groups:
     def _must_stand(self, node: Node, user: Node) -> bool:
         """Whether a user, perhaps a view that others read through, needs its operand in memory."""
         joined = user in self.joins and node not in self.joins
-        return must_stand(node, user) or user in self.views or user in self.edges or joined
+        stands = must_stand(node, user) and not (len(self.users[node]) == 1 and is_prologue(node, user))
+        return stands or user in self.views or user in self.edges or joined
 
     def _is_read_through(self, node: Node) -> bool:
         """Whether windows read padding, or its elements in another shape, without a copy."""
@@ -253,7 +255,7 @@ class _Groups:
         """How often one member reads another."""
         if user.op.name == "scatter_add":
             return user.inputs[0].type.size
-        if user.op.name in SCATTERED:
+        if user.op.name in SCATTERED or user.op.name in PRODUCTS:
             return node.type.size
         if user.op.name in WINDOWS:
             return product((user.type.size, *user.attrs["window"]))

@@ -120,9 +120,10 @@ def test_very_long_rows_are_reduced_one_after_the_other() -> None:
     assert len(kernels(softmax(x_(2, 100_000)))) > 1
 
 
-def test_a_product_takes_in_what_follows_but_not_its_operands() -> None:
+def test_a_product_takes_in_what_follows_and_its_first_operand() -> None:
     x, w, b = x_(4, 5), x_(5, 6, name="w"), x_(6, name="b")
-    assert kernels(e.relu(dot(x * 2, w) + b)) == [["mul"], ["dot", "add", "relu"]]
+    assert kernels(e.relu(dot(x * 2, w) + b)) == [["mul", "dot", "add", "relu"]]
+    assert kernels(dot(x, e.exp(w))) == [["exp"], ["dot"]]
 
 
 def test_a_convolution_takes_in_what_follows_but_not_its_operands() -> None:
@@ -232,7 +233,7 @@ def test_each_part_of_padding_and_joins_may_hold_a_product() -> None:
     assert kernels(padded) == [["conv", "relu", "pad"]]
     a, b = x_(4, 5, name="a"), x_(5, 3, name="b")
     joined = shape.concatenate([e.tanh(dot(a, b)), dot(a * 2, b) + 1], 1)
-    assert kernels(joined) == [["mul"], ["dot", "tanh", "dot", "add", "concatenate"]]
+    assert kernels(joined) == [["dot", "tanh", "mul", "dot", "add", "concatenate"]]
     # One that two parts need is stored.
     both = shape.concatenate([e.tanh(dot(a, b)), dot(a, b) + 1], 1)
     assert kernels(both) == [["dot"], ["tanh", "add", "concatenate"]]
