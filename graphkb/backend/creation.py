@@ -108,13 +108,14 @@ def is_placeholder(x: Any) -> bool:
 
 
 def _initial_value(value: Any, dtype: str) -> Array:
+    """The value as an array of the dtype, which may share its memory."""
     if isinstance(value, Handle) or (isinstance(value, (list, tuple)) and any(isinstance(v, Handle) for v in value)):
         from graphkb.backend.execution import evaluate_node
 
         return evaluate_node(cast(as_node(value), dtype))
     array = to_array(value)
     with np.errstate(over="ignore", invalid="ignore"):
-        return array.astype(NUMPY_DTYPE[dtype])
+        return array.astype(NUMPY_DTYPE[dtype], copy=False)
 
 
 def variable(
