@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from graphkb.codegen import engine as engine_module
 from graphkb.codegen.builder import Builder
 from graphkb.codegen.engine import (
     compile_module,
@@ -124,3 +125,33 @@ def test_environment_chooses_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAPHKB_TARGET", "wasm32")
     with pytest.raises(ValueError, match="cannot run it"):
         host_target()
+
+
+class FakeLLVM:
+    """Notes which options are set."""
+
+    def __init__(self, version: int) -> None:
+        self.llvm_version_info = (version, 1, 0)
+        self.set: list[str] = []
+
+    def set_option(self, name: str, option: str) -> None:
+        self.set.append(option)
+
+
+def test_strength_reduction_comes_back_when_the_last_thread_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    llvm = FakeLLVM(22)
+    monkeypatch.setattr(engine_module, "_llvm", lambda: llvm)
+    with pytest.raises(RuntimeError, match="stop"), engine_module._no_strength_reduction():
+        with engine_module._no_strength_reduction():
+            assert llvm.set == ["-disable-lsr"]
+        assert llvm.set == ["-disable-lsr"]
+        raise RuntimeError("stop")
+    assert llvm.set == ["-disable-lsr", "-disable-lsr=false"]
+
+
+def test_unknown_versions_of_llvm_keep_their_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    llvm = FakeLLVM(99)
+    monkeypatch.setattr(engine_module, "_llvm", lambda: llvm)
+    with engine_module._no_strength_reduction():
+        pass
+    assert llvm.set == []
