@@ -141,11 +141,16 @@ class FakeLLVM:
 def test_strength_reduction_comes_back_when_the_last_thread_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     llvm = FakeLLVM(22)
     monkeypatch.setattr(engine_module, "_llvm", lambda: llvm)
-    with pytest.raises(RuntimeError, match="stop"), engine_module._no_strength_reduction():
+
+    def fail() -> None:
         with engine_module._no_strength_reduction():
+            with engine_module._no_strength_reduction():
+                pass
             assert llvm.set == ["-disable-lsr"]
-        assert llvm.set == ["-disable-lsr"]
-        raise RuntimeError("stop")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
     assert llvm.set == ["-disable-lsr", "-disable-lsr=false"]
 
 
