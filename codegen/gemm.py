@@ -10,11 +10,13 @@ from graphkb.codegen.builder import Builder
 from graphkb.codegen.gemm_parts import Parts, share_out
 from graphkb.codegen.gemm_prologue import computed_operand
 from graphkb.codegen.gemm_tiling import (
+    ROWS_PER_COPY,
     Product,
     Tiling,
     choose_tiling,
     last_panels,
     length_of,
+    row_blocks,
     with_inner,
     with_rows,
 )
@@ -43,10 +45,6 @@ from graphkb.ir.types import NUMPY_DTYPE
 
 # How long an axis of unknown size is taken to be beside known ones.
 _USUAL = 32
-# Results of more bytes are written row by row if so few products add up to an element, and all of B is so small.
-_LARGE_C, _SHORT_K, _SMALL_B = 1 << 20, 64, 1 << 18
-# Rows that pay for one more copy of B.
-_ROWS_PER_COPY = 64
 
 
 @record(eq=False)
@@ -144,21 +142,16 @@ class Gemm(Product):
     def rows_at_once(self) -> int:
         """Tiles of rows that meet all panels of columns before the next ones do; 0: all do.
 
-        Where K is short, a product mostly writes C, which memory takes best in long pieces. Where A is computed, these
-        are the rows that are computed at a time.
+        Where K is short, a product mostly writes C, which memory takes best in long pieces; where all of B stays in the
+        cache and A does not, A had better be read once. Where A is computed, these are the rows that are computed at a
+        time.
         """
-        t, m, n = self.tiling, self.m.extent, self.n.extent
+        t = self.tiling
         if self.prologue is not None and self.prologue.rows:
-            tiles = max(1, max(self.prologue.rows, _ROWS_PER_COPY if self._copies_panels else 0) // t.rows)
+            tiles = max(1, max(self.prologue.rows, ROWS_PER_COPY if self._copies_panels else 0) // t.rows)
             group = self.parts.group if self.parts.axis == "rows" else tiles
             return min(tiles, group) if isinstance(group, int) else tiles
-        if t.dots or t.streams or t.pack_a or self.segments or not self.one_block:
-            return 0
-        if not (isinstance(m, int) and isinstance(n, int) and isinstance(self.depth, int)):
-            return 0
-        size = NUMPY_DTYPE[self.dtype].itemsize
-        long = n > t.width and m * n * size >= _LARGE_C and self.depth <= _SHORT_K and self.depth * n * size <= _SMALL_B
-        return max(1, _ROWS_PER_COPY // t.rows if self._copies_panels else 1) if long else 0
+        return row_blocks(self, t)
 
     @property
     def _copies_panels(self) -> bool:

@@ -37,6 +37,10 @@ _MOST_TOGETHER, _ENOUGH_ROWS = 1024, 96
 _SHORTEST_SUM = 96
 # The most rows that a tile has, and that it has where they lie a multiple of a page apart.
 _MOST_ROWS, _ALIGNED_ROWS = 12, 6
+# Results of more bytes are written row by row if so few products add up to an element, and all of B is so small.
+_LARGE_C, _SHORT_K, _SMALL_B = 1 << 20, 64, 1 << 18
+# Rows that pay for one more copy of B.
+ROWS_PER_COPY = 64
 # Operands of more bytes come from beyond the second-level cache, so many bytes in a cycle.
 _CACHED, _FAR_BYTES = 1 << 19, 16
 # Cycles until a sum can be added to.
@@ -231,6 +235,22 @@ def with_rows(p: Product, tiling: Tiling, axes: Sequence[Var]) -> Product:
     return replace(p, m=Var("".join(v.name for v in rows), product([v.extent for v in rows])), rows=tuple(rows))
 
 
+def row_blocks(p: Product, t: Tiling) -> int:
+    """Tiles of rows that meet all panels of columns before the next ones do; 0 where all do."""
+    m, n, depth = p.m.extent, p.n.extent, p.depth
+    if t.dots or t.streams or t.pack_a or p.segments:
+        return 0
+    if not (isinstance(m, int) and isinstance(n, int) and isinstance(depth, int)) or length_of(p.k) > t.block:
+        return 0
+    size = NUMPY_DTYPE[p.dtype].itemsize
+    copied = t.pack_b or (n % t.lanes != 0 and not t.masks)
+    if n <= t.width or depth * n * size > _SMALL_B:
+        return 0
+    if m * n * size >= _LARGE_C and depth <= _SHORT_K:
+        return max(1, ROWS_PER_COPY // t.rows if copied else 1)
+    return 1 if not copied and p.is_matrix and m * depth * size > _CACHED else 0
+
+
 def _copies_a(p: Product, panels: int) -> bool:
     """Whether the columns of A lie so that a tile's elements would not stay in the cache from one tile to the next."""
     if panels == 1:
@@ -396,9 +416,9 @@ def _cycles(p: Product, t: Tiling) -> float:
             total += k * n * (2 if slow else square if turned else 1 / t.lanes) + 40
         if t.pack_a:
             total += m * k * 0.5
-    # A passes once for every panel of columns, B once.
+    # A passes once for every panel of columns, unless all of these run for some rows before the next; B passes once.
     if m * k * size > _CACHED:
-        total += -(-n // t.width) * m * k * size / _FAR_BYTES
+        total += (1 if row_blocks(p, t) else -(-n // t.width)) * m * k * size / _FAR_BYTES
     if k * n * size > _CACHED:
         total += k * n * size / _FAR_BYTES
     near = p.store.index.factor(p.n) == 1
@@ -457,6 +477,7 @@ def _stride(load: Load, var: Var) -> int:
 
 __all__ = [
     "LINE",
+    "ROWS_PER_COPY",
     "LastPanel",
     "Product",
     "Tiling",
@@ -465,6 +486,7 @@ __all__ = [
     "last_panels",
     "length_of",
     "narrowed",
+    "row_blocks",
     "with_inner",
     "with_rows",
 ]

@@ -66,11 +66,24 @@ def test_rows_of_blocks_to_come_are_asked_for(size: tuple[int, int, int], asked:
     assert ("call void @llvm.prefetch" in b.module()) is asked
 
 
-def tiling_of(m: int, k: int, n: int) -> Tiling:
+def dense(m: int, k: int, n: int) -> Gemm:
+    """The kernel of a product of matrices on AVX-512."""
     x, w = placeholder((m, k), "float32", "x"), placeholder((k, n), "float32", "w")
-    program = build([x, w], [linalg.dot(x, w, (), (), (1,), (0,))], named_target("x86-64-v4")).program
+    product = Fuse().apply(Graph((x, w), (linalg.dot(x, w, (), (), (1,), (0,)),)))
+    program = make_program(product, named_target("x86-64-v4"))
     (kernel,) = [k for k in program.kernels.by_signature.values() if isinstance(k, Gemm)]
-    return kernel.tiling
+    return kernel
+
+
+def tiling_of(m: int, k: int, n: int) -> Tiling:
+    return dense(m, k, n).tiling
+
+
+def test_rows_are_read_once_where_the_other_matrix_stays_in_the_cache() -> None:
+    assert dense(2048, 128, 256).rows_at_once == 1
+    assert dense(2048, 128, 64).rows_at_once == 0  # one panel of columns
+    assert dense(600, 128, 256).rows_at_once == 0
+    assert dense(2048, 512, 512).rows_at_once == 0
 
 
 def test_few_rows_copy_a_matrix_whose_rows_fall_on_the_same_places_of_the_cache() -> None:

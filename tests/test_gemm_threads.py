@@ -38,6 +38,7 @@ SHARED = {
     "copied B": ((300, 300), (300, 300), False, True),
     "copied A": ((800, 601), (800, 260), True, False),
     "long": ((40, 1600), (1600, 130), False, False),
+    "row blocks": ((1100, 130), (130, 250), False, False),
     "batch": ((40, 33, 65), (40, 65, 47), False, False),
 }
 
