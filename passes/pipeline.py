@@ -20,6 +20,7 @@ from graphkb.passes.merge_loops import MergeLoops
 from graphkb.passes.optimize_bodies import OptimizeBodies
 from graphkb.passes.prune_loops import PruneLoops
 from graphkb.passes.prune_stop_gradient import PruneStopGradient
+from graphkb.passes.share_joins import ShareJoins
 from graphkb.passes.simplify import Simplify
 from graphkb.passes.stabilize import Stabilize
 from graphkb.passes.verify import Verify
@@ -53,6 +54,7 @@ def graph_passes(fastmath: bool = False) -> Pipeline:
         Simplify(fastmath),  # before the formulas are looked at: they are found in normal form only
         CropConvolutions(),  # views of views are one slice by now; what it slices meets the identities below
         Stabilize(fastmath),  # with the identities again, since better formulas open new ones
+        ShareJoins(),  # after the rules, which would merge the joins again
         EliminateDead(),  # after the rules, which leave operands behind that lend only their shape
         PruneLoops(),  # all that is not needed is gone from this graph, so that bodies need not make it
     )

@@ -151,6 +151,7 @@ def test_passes_are_frozen_and_named():
         "simplify",
         "crop_convolutions",
         "stabilize",
+        "share_joins",
         "eliminate_dead",
         "prune_loops",
         "optimize_bodies",
