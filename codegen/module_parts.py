@@ -36,9 +36,13 @@ def split_module(text: str, most: int) -> list[str]:
     variables = [_VARIABLE.fullmatch(line) for line in rest if line.startswith("@")]
     if len(functions) < 2 or None in heads or None in variables:
         return [text]
+    lengths = [len(function) for function in functions]
+    shares = _share(lengths, count)
+    if min(sum(lengths[i] for i in members) for members in shares) < _SHORTEST // 2:
+        return [text]  # one function is nearly all of it
     common = [line for line in rest if not line.startswith("@")]
     parts = []
-    for number, members in enumerate(_share([len(function) for function in functions], count)):
+    for number, members in enumerate(shares):
         own = [functions[i] for i in members]
         used = set(_NAME.findall("".join(own)))
         named = [

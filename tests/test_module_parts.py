@@ -84,6 +84,14 @@ def test_short_modules_stay_whole() -> None:
     assert split_module(MODULE, 4) == [MODULE]
 
 
+def test_a_module_that_is_nearly_one_function_stays_whole() -> None:
+    lines = "".join([f"  %r{i} = add i64 %a, {i}\n" for i in range(3000)])
+    text = f"{MODULE}define i64 @long(i64 %a) nounwind {{\nentry:\n{lines}  ret i64 %a\n}}\n"
+    assert split_module(text, 2) == [text]
+    twice = text + text[text.index("define i64 @long") :].replace("@long", "@longer")
+    assert len(split_module(twice, 2)) == 2
+
+
 @splits
 @pytest.mark.usefixtures("eager")
 def test_functions_have_the_same_results_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
