@@ -135,3 +135,11 @@ def test_operations_of_convolutions_and_pooling() -> None:
     assert sum(step.flops for step in report.steps) == 2 * (6 * 6 * 5) * (3 * 3 * 2)
     pooled = K.function([x], [K.pool2d(x, (2, 2), (2, 2))]).report()
     assert sum(step.flops for step in pooled.steps) == (4 * 4 * 2) * 4
+
+
+def test_functions_of_the_learning_phase_profile_what_the_call_runs():
+    x, phase, batch = K.placeholder((4, 8)), K.learning_phase(), np.ones((4, 8), "float32")
+    f = K.function([x, phase], [K.in_train_phase(K.tanh(x), K.relu(x))])
+    testing, training = str(f.profile([batch, 0])), str(f.profile([batch, 1]))
+    assert ("relu" in testing, "tanh" in testing) == (True, False)
+    assert ("relu" in training, "tanh" in training) == (False, True)

@@ -7,7 +7,7 @@ half of every batch normalization, and what is left takes arrays only, which a c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphkb.ir.graph import Graph, replace_nodes
 from graphkb.ir.node import Node
@@ -15,6 +15,9 @@ from graphkb.ir.serialize import flatten_graph, unflatten_graph
 from graphkb.ops import leaf
 from graphkb.runtime.function import Function
 from graphkb.runtime.specializations import CacheInfo, Specialization
+
+if TYPE_CHECKING:
+    from graphkb.runtime.profile import Profile
 
 _NUMBERS = (float, int, bool)
 
@@ -38,16 +41,20 @@ class PhaseFunction(Function):
         self._last: Function | None = None
 
     def __call__(self, inputs: Any = ()) -> Any:
+        chosen, rest = self._choose(inputs)
+        results = self.__dict__["__call__"](rest) if chosen is None else chosen.__call__(rest)
+        return results[0] if self._single else results
+
+    def _choose(self, inputs: Any) -> tuple[Function | None, Any]:
+        """The form for the phase among the inputs, with what it takes; None and all inputs for the general form."""
         position = self._position
+        self._last = None
         if type(inputs) is list and len(inputs) == len(self.inputs):
             phase = inputs[position]
             if type(phase) in _NUMBERS and (phase == 0 or phase == 1):
                 chosen = self._last = self._bound.get(phase) or self._bind(int(phase))
-                results = chosen.__call__([*inputs[:position], *inputs[position + 1 :]])
-                return results[0] if self._single else results
-        self._last = None
-        results = self.__dict__["__call__"](inputs)
-        return results[0] if self._single else results
+                return chosen, [*inputs[:position], *inputs[position + 1 :]]
+        return None, inputs
 
     def _bind(self, phase: int) -> Function:
         """The form for a phase, which is no input of it."""
@@ -63,6 +70,11 @@ class PhaseFunction(Function):
             return super().specialize(shapes)
         rest = None if shapes is None else [s for i, s in enumerate(shapes) if i != self._position]
         return self._last.specialize(rest)
+
+    def profile(self, inputs: Sequence[Any] = ()) -> Profile:
+        """As `Function.profile`, in the form that a call with these inputs takes."""
+        chosen, rest = self._choose(inputs)
+        return super().profile(rest) if chosen is None else chosen.profile(rest)
 
     def cache_info(self) -> CacheInfo:
         """As `Function.cache_info`, over all forms; shapes leave out the phase, but for those of the general form."""
