@@ -16,7 +16,7 @@ import numpy as np
 
 MIN_BATCHES = 7
 SLOW_CALL = 2.0  # seconds; a contestant whose one call takes longer gets fewer batches, and the table says so
-SETTLE = 0.02  # seconds between two contestants: idle thread pools go on spinning for about this long
+SETTLE = 0.06  # seconds between two contestants: idle thread pools go on spinning for up to 0.05
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Settings:
     @staticmethod
     def quick() -> Settings:
         """For a first look and for tests: as many batches, but short ones."""
-        return Settings(batch_s=0.004, warm_s=0.01, build_limit_s=60.0, settle_s=0.005)
+        return Settings(batch_s=0.004, warm_s=0.01, build_limit_s=60.0)
 
 
 class BuildTimeout(BaseException):
@@ -245,8 +245,8 @@ def time_in_turns(
             try:
                 if (before := contestants[peer].before) is not None:
                     before()
-                elif calls > 1:
-                    timers[peer].timeit(1)  # back into the caches after the others' turns
+                else:
+                    timers[peer].timeit(1)  # back into the caches after the others' turns; threads wake up
                 times.append(timers[peer].timeit(calls) / calls)
             except Exception as error:
                 outcome[peer] = error

@@ -23,7 +23,7 @@ LEAST_BYTES = 1 << 16
 # Fewer rows have wide tiles, which read long pieces of memory anyway, and would take a copy of their own.
 FEWEST_ROWS = 6
 # Calls that see one value of a variable before it is packed: packing takes as long as several calls can save.
-PATIENCE = 8
+PATIENCE = 4
 
 
 @record

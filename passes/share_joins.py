@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from graphkb.ir.graph import Graph
 from graphkb.ir.node import Node, remake
 from graphkb.ir.origin import set_override
+from graphkb.ir.record import record
 from graphkb.ops.shape import CONCATENATE, concatenate
 
 # The most operands of a concatenation that could have fewer: a kernel has a loop nest for each.
@@ -17,7 +18,7 @@ MOST = 4
 Operands = tuple[Node, ...]
 
 
-@dataclass(frozen=True)
+@record
 class ShareJoins:
     """concatenate(x, y, z) -> concatenate(concatenate(x, y), z) for many operands, where concatenate(x, y) is there.
 

@@ -107,8 +107,8 @@ def test_contestants_alternate() -> None:
         return f
 
     run_job(job(a=logged("a"), b=logged("b")), Settings(batch_s=1e-9, warm_s=0.0, settle_s=0.0))
-    # once each to check, once to warm up, then seven rounds whose first contestant changes
-    assert "".join(order) == "ab" + "ab" + "ab" + "ba" + "ab" + "ba" + "ab" + "ba" + "ab"
+    # once each to check, once to warm up, then seven rounds whose first contestant changes, of a call more than timed
+    assert "".join(order) == "ab" + "ab" + "aabb" + "bbaa" + "aabb" + "bbaa" + "aabb" + "bbaa" + "aabb"
 
 
 def test_before_runs_untimed_once_a_batch() -> None:
