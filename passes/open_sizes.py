@@ -42,8 +42,8 @@ def _settled(met: Mapping[Symbol, Dim], sizes: Mapping[Symbol, int]) -> dict[Sym
         value = substitute(dim, sizes)
         if value == sizes[symbol]:
             settled[symbol] = dim
-        elif value == 1:
-            settled |= {s: sizes[s] for s in free_symbols(dim)}
+        elif value == 1 and (symbols := free_symbols(dim)):
+            settled |= {s: sizes[s] for s in symbols}
         else:
             settled[symbol] = sizes[symbol]
     return settled

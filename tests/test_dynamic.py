@@ -112,6 +112,17 @@ def test_broadcasting_is_never_guessed() -> None:
     assert f([values(9, 3), values(9, 3)])[0].shape == (9, 3)
 
 
+def test_a_size_that_must_be_1_is_refused_where_it_is_not() -> None:
+    def make() -> Any:
+        x, one = K.placeholder((None, None)), K.placeholder((1, None))
+        return K.function([x, one], [K.concatenate([x, one], axis=1)])
+
+    f = agrees(make, [[values(1, 2), values(1, 5)], [values(1, 7), values(1, 5)]])
+    with pytest.raises(ShapeError, match="concatenate"):
+        f([values(3, 4), values(1, 5)])
+    assert f([values(1, 3), values(1, 5)])[0].shape == (1, 8)
+
+
 def test_empty_arrays_get_code_of_their_own() -> None:
     def make() -> Any:
         x = K.placeholder((None, None))
