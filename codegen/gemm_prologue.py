@@ -21,11 +21,10 @@ from graphkb.codegen.target import Target
 from graphkb.ir.dims import Dim, product
 from graphkb.ir.record import record
 from graphkb.ir.types import NUMPY_DTYPE
+from graphkb.passes.prologues import FEW_ELEMENTS
 
 # Bytes of A that are computed at a time, and the rows that these are: enough that B is seldom read again.
 _BYTES, _FEWEST, _MOST = 1 << 16, 24, 192
-# An A of so many elements is computed before anything else.
-_FEW = 16384
 # Bytes between rows that fall on the same few lines of the first-level cache.
 _PAGE = 4096
 
@@ -69,7 +68,7 @@ def computed_operand(value: LoopExpr, b: Load, kept: Sequence[Var], k: Var, targ
     near = [v for v in (k, *left) if any(index.factor(v) == 1 for index in indices)]
     m, size = product([v.extent for v in left]), NUMPY_DTYPE[value.dtype].itemsize
     rows = min(_MOST, max(_FEWEST, _BYTES // max(1, size * k.extent))) if isinstance(k.extent, int) else _FEWEST
-    few = m * k.extent
+    elements = m * k.extent
     pitch = _pitch(k.extent, size, target.lanes(value.dtype))
     buffer = Buffer(-1, "a", value.dtype, m * pitch)
     turned = bool(near) and k not in near
@@ -80,7 +79,7 @@ def computed_operand(value: LoopExpr, b: Load, kept: Sequence[Var], k: Var, targ
         index = index.plus(affine(var, step))
         step = step * var.extent
     time = picoseconds(Store(buffer, Affine(), value), target.lanes(value.dtype), k, target)
-    every = 0 if isinstance(few, int) and few <= _FEW else rows
+    every = 0 if isinstance(elements, int) and elements <= FEW_ELEMENTS else rows
     return Load(buffer, index), Prologue(value, every, pitch, turned, time)
 
 

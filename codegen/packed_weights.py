@@ -154,5 +154,5 @@ __all__ = [
     "count_version",
     "emit_due",
     "may_be_packed",
+    "version_of",
 ]
-__all__ += ["version_of"]

@@ -8,9 +8,9 @@ from graphkb.ir.types import FLOATS, NUMPY_DTYPE
 from graphkb.passes.kernel_ops import JOINED, PRODUCTS, is_core, is_inner
 from graphkb.passes.row_axes import reduces_last_axis
 
-# So few elements may be computed before all else; more are where the other matrix has no more bytes than these, so
-# that it stays in the second-level cache while rows pass by.
-_FEW, _CACHED = 16384, 1 << 20
+# So few elements are computed before all else; more only where the other matrix has no more bytes than these, so that
+# it stays in the second-level cache while rows pass by.
+FEW_ELEMENTS, _CACHED = 16384, 1 << 20
 # What an unknown size counts as.
 _UNKNOWN = 128
 # Nodes that are looked at.
@@ -33,10 +33,10 @@ def is_prologue(node: Node, user: Node) -> bool:
     if sizes is None or user.inputs[0] is not node or user.inputs[1] is node:
         return False
     rows, depth, columns = sizes
-    if depth == 0 or depth == 1:
+    if depth in (0, 1):
         return False
     elements = rows * depth
-    few = isinstance(elements, int) and elements <= _FEW
+    few = isinstance(elements, int) and elements <= FEW_ELEMENTS
     size = NUMPY_DTYPE[user.dtype].itemsize
     return (few or columns == 1 or _guess(depth) * _guess(columns) * size <= _CACHED) and _is_made_of_memory(node)
 
@@ -83,4 +83,4 @@ def _guess(size: Dim) -> int:
     return size if isinstance(size, int) else _UNKNOWN
 
 
-__all__ = ["is_prologue"]
+__all__ = ["FEW_ELEMENTS", "is_prologue"]
