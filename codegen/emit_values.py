@@ -229,8 +229,10 @@ class Values:
         return step == -1 or (2 <= abs(step) <= most and min(target.lanes(load.dtype), self.lanes) > 1)
 
     def _is_scattered(self, expr: LoopExpr) -> bool:
-        """Whether the elements of a vector come one by one from memory."""
+        """Whether the elements of a vector still have to come one by one from memory."""
         if not isinstance(expr, Load) or self.mask is not None or self.lanes == 1:
+            return False
+        if any(expr in scope for scope in self.scopes):
             return False
         return self._step(expr.index) not in (0, 1) and not self._is_near(expr)
 

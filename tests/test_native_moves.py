@@ -53,6 +53,15 @@ def test_transposes(dtype: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_squares_are_stored_in_vectors(target: str) -> None:
+    x = K.placeholder((64, 64))
+    with options(target=target, mode="native"):
+        code = K.function([x], [K.transpose(x)]).dump(stage="llvm")
+    assert "x float>" in code
+    assert "store float " not in code
+
+
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dims", [(2, 5, 7, 33), (3, 9, 20, 3), (2, 17, 16, 18), (1, 2, 65, 4)])
 def test_transposes_of_any_axes_with_work_on_top(dims: tuple[int, ...], target: str) -> None:
     orders = [(0, 3, 1, 2), (0, 2, 3, 1), (3, 2, 1, 0), (0, 2, 1, 3), (1, 0, 3, 2), (2, 3, 0, 1)]
