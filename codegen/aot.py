@@ -24,7 +24,7 @@ from graphkb.ir.types import NUMPY_DTYPE
 from graphkb.passes.fuse import Fuse
 from graphkb.passes.pipeline import optimize
 from graphkb.passes.plan_memory import aligned
-from graphkb.passes.unify_sizes import UnifySizes
+from graphkb.passes.unify_sizes import UnifySizes, distinct_sizes
 
 ABI_VERSION = 1
 # A library's bytes hold this mark and then its description, so that it can be found without knowing any name.
@@ -144,6 +144,7 @@ def make_c_module(graph: Graph, prefix: str, target: Target, sizes: dict[str, in
         CompileError: a node has no kernel, or a size can not stay unknown; the text names it.
     """
     graph = UnifySizes().apply(_fixed(graph, sizes))
+    graph = graph.bind(distinct_sizes(graph))
     fused = Fuse().apply(optimize(graph))
     _refuse_interpreted(fused)
     program = make_program(fused, target, packs=True)

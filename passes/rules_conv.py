@@ -72,7 +72,7 @@ class _Spread:
 def _spread(node: Node, first: int, taps: Sizes, dilations: Sizes) -> _Spread | None:
     """The phases of a sum over taps of unit stride along the axes from `first` on, where its operand is spread."""
     (spread, *_) = node.inputs
-    if spread.op is not sh.PAD or all(s == 1 for s in spread.attrs["steps"]):
+    if spread.op is not sh.PAD or max(spread.attrs["steps"]) == 1 or min(spread.attrs["steps"]) < 1:
         return None
     (x,) = spread.inputs
     starts, steps, last = spread.attrs["starts"], spread.attrs["steps"], first + len(taps)

@@ -287,7 +287,8 @@ def slice_pad(node: Node) -> Node | None:
     ):
         gap = start - first
         if isinstance(n, int) and isinstance(gap, int) and isinstance(size, int) and n > 0 and step == 1:
-            if gap < 0 or gap + (n - 1) * apart >= size:
+            last = gap + (n - 1) * apart
+            if not (0 <= gap < size and 0 <= last < size):
                 return None
         elif (gap, size, step, apart) != (0, n, 1, 1):  # whatever n is, that is all of the axis
             return None
@@ -304,6 +305,18 @@ def pad_nothing(node: Node) -> Node | None:
         x.shape == node.shape and all(s == 0 for s in node.attrs["starts"]) and all(s == 1 for s in node.attrs["steps"])
     )
     return x if none else None
+
+
+@rule("pad")
+def pad_backwards(node: Node) -> Node | None:
+    """pad(x, backwards along an axis) -> pad(reverse(x))"""
+    (x,), attrs = node.inputs, node.attrs
+    turned = [a for a, step in enumerate(attrs["steps"]) if step < 0]
+    if not turned:
+        return None
+    ends = [start + (n - 1) * step for n, start, step in zip(x.shape, attrs["starts"], attrs["steps"])]
+    starts = tuple([ends[a] if a in turned else start for a, start in enumerate(attrs["starts"])])
+    return sh.pad(sh.reverse(x, turned), starts, tuple(map(abs, attrs["steps"])), node.shape)
 
 
 @rule("pad")
@@ -408,6 +421,7 @@ VIEWS = (
     slice_concatenate,
     slice_pad,
     pad_nothing,
+    pad_backwards,
     pad_pad,
     pad_zeros,
     concatenate_one,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 
-from graphkb.ir.dims import Apply, Dim, Expr, Symbol, free_symbols, sole_atom
+from graphkb.ir.dims import Apply, Dim, Expr, Symbol, free_symbols, sole_atom, symbol
 from graphkb.ir.graph import Graph, all_nodes
 from graphkb.ir.node import Node
 from graphkb.ir.record import record
@@ -25,6 +26,25 @@ class UnifySizes:
         while bindings := meeting_sizes(graph):
             graph = graph.bind(bindings)
         return graph
+
+
+def distinct_sizes(graph: Graph) -> dict[Symbol, Expr]:
+    """New symbols, of names of their own, for the unknown sizes of the inputs whose names others have already.
+
+    Code is made, ordered and compared by the names of sizes, and people tell sizes apart by them.
+    """
+    dims = [dim for node in graph.inputs for dim in node.shape]
+    symbols = dict.fromkeys([s for dim in dims for s in sorted(free_symbols(dim), key=lambda s: s.name)])
+    taken = {s.name for s in symbols}
+    seen: set[str] = set()
+    renamed: dict[Symbol, Expr] = {}
+    for one in symbols:
+        if one.name in seen:
+            name = next(n for i in count(2) if (n := f"{one.name}_{i}") not in taken)
+            renamed[one] = symbol(name)
+            taken.add(name)
+        seen.add(one.name)
+    return renamed
 
 
 def meeting_sizes(graph: Graph) -> dict[Symbol, Dim]:

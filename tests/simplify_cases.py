@@ -179,6 +179,13 @@ CASES: dict[str, list[tuple[Callable[[], Node], Callable[[], Node]]]] = {
         ),
     ],
     "pad_nothing": [(lambda: op(sh.PAD, F, starts=(0, 0), steps=(1, 1), shape=(N, 4)), lambda: F)],
+    "pad_backwards": [
+        (
+            lambda: sh.pad(S, (1, 4, 6), (1, -2, -1), (3, 5, 9)),
+            lambda: sh.pad(sh.reverse(S, (1, 2)), (1, 0, 3), (1, 2, 1), (3, 5, 9)),
+        ),
+        (lambda: sh.pad(F, (N - 1, 0), (-1, 1), (N, 4)), lambda: sh.reverse(F, (0,))),
+    ],
     "pad_pad": [
         (
             lambda: sh.pad(sh.pad(ROW, (1,), (2,), (9,)), (3,), (-1 * -2,), (30,)),

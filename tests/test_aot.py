@@ -77,6 +77,14 @@ def test_placeholders_that_meet_share_one_size(tmp_path: Path) -> None:
 
 
 @needs_cc
+def test_sizes_of_one_name_are_different_sizes(tmp_path: Path) -> None:
+    x, y = K.placeholder((None,), name="x"), K.placeholder((None,), name="y")
+    lib = library(tmp_path / "two", [x, y], [K.tanh(x), K.tanh(y)])
+    a, b = np.arange(3, dtype="float32"), np.arange(90, dtype="float32")
+    for result, wanted in zip(lib([a, b]), (a, b)):
+        np.testing.assert_allclose(result, np.tanh(wanted), rtol=1e-5)
+
+
 def test_scalars_and_no_inputs(tmp_path: Path) -> None:
     v = K.variable(np.arange(4.0))
     lib = library(tmp_path / "none", [], [K.sum(v), v])

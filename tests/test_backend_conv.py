@@ -358,6 +358,12 @@ def test_sizes_that_do_not_fit():
         K.conv2d_transpose(x, K.ones((2, 2, 4, 3)), (6, 7))
 
 
+@pytest.mark.parametrize("step", [-1, -2])
+def test_gradients_through_images_turned_round(step):
+    x, w = operands((2, 9, 2), (3, 2, 2))
+    check_gradients(lambda x, w: K.conv1d(K.conv1d(x, w)[:, ::step], w), x, w)
+
+
 def test_layouts_agree():
     x, w = operands((2, 5, 6, 3), (2, 2, 3, 4))
     one = run(lambda x, w: K.conv2d(x, w, padding="same"), x, w)

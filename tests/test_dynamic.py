@@ -177,6 +177,20 @@ def test_training_with_any_batch() -> None:
     assert f.cache_info().misses == 1
 
 
+def test_sizes_of_one_name_are_different_sizes() -> None:
+    """Axes of placeholders without a name are called alike, and kernels over them look alike."""
+
+    def make() -> Any:
+        x, y = K.placeholder((None, None)), K.placeholder((None, None))
+        return K.function([x, y], [y, x, K.tanh(x), K.tanh(y), K.sum(x, axis=0), K.sum(y, axis=0)])
+
+    f = agrees(
+        make, [[values(3, 100), values(50, 3)], [values(25, 100), values(2, 25)], [values(9, 7), values(70, 80)]]
+    )
+    assert f.cache_info().dynamic == 1
+    assert "for any batch, batch_2, x_1, x_1_2;" in str(f.report())
+
+
 def test_images_of_any_size() -> None:
     def make() -> Any:
         x, k = K.placeholder((None, None, None, 3)), K.variable(values(3, 3, 3, 4))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from graphkb.ir.dims import Symbol
 from graphkb.ir.errors import InputError
-from graphkb.ir.graph import Graph, graph_symbols
+from graphkb.ir.graph import Graph
 from graphkb.ir.record import record
 from graphkb.passes.open_sizes import open_sizes
 from graphkb.passes.size_guards import SizeGuards
@@ -43,20 +43,25 @@ class SizeHistory:
 
 @record
 class OpenProgram:
-    """A function's graph with some sizes open, and what must hold of them."""
+    """A function's graph with some sizes open, and what must hold of them.
+
+    Attributes: `first`, the values of the open sizes that it was made for.
+    """
 
     graph: Graph
     guards: SizeGuards
     parameters: Parameters
+    first: Mapping[Symbol, int]
 
     @property
     def names(self) -> str:
         """The open sizes, for texts."""
-        return ", ".join(sorted(symbol.name for symbol in graph_symbols(self.graph)))
+        return ", ".join(sorted(symbol.name for symbol in self.first))
 
-    def show(self, sizes: Mapping[Symbol, int]) -> str:
-        """Values of the open sizes, for texts."""
-        return ", ".join(sorted(f"{s.name} = {sizes[s]}" for s in graph_symbols(self.graph)))
+    @property
+    def values(self) -> str:
+        """The values that it was made for, for texts."""
+        return ", ".join(sorted(f"{symbol.name} = {size}" for symbol, size in self.first.items()))
 
     def describe(self) -> str:
         """The inputs with their shapes."""
@@ -83,8 +88,8 @@ def open_program(graph: Graph, sizes: Mapping[Symbol, int], chosen: Collection[S
         OpenSizeError: they can not be open.
         ValueError: the program is not valid for these sizes.
     """
-    opened, guards = open_sizes(graph, sizes, chosen)
-    return OpenProgram(opened, guards, Parameters(opened.inputs, graph.name))
+    opened, guards, first = open_sizes(graph, sizes, chosen)
+    return OpenProgram(opened, guards, Parameters(opened.inputs, graph.name), first)
 
 
 __all__ = ["OpenProgram", "OpenShapes", "SizeHistory", "open_program"]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from graphkb.ir.dims import Symbol
 from graphkb.ir.errors import OpenSizeError
 from graphkb.ir.graph import Graph
 from graphkb.ir.leaves import Array
@@ -33,12 +32,11 @@ class OpenPlan(NativePlan):
         target: Target,
         options: Options,
         opened: OpenProgram,
-        sizes: Mapping[Symbol, int],
     ) -> None:
         self._opened = opened
-        self.sizes = sizes
+        self.sizes = opened.first
         super().__init__(graph, fused, target, options)
-        self._note = f"for any {opened.names}; the figures are those of {opened.show(sizes)}"
+        self._note = f"for any {opened.names}; the figures are those of {opened.values}"
 
     def _emit(self, b: Builder) -> None:
         from graphkb.codegen.open_program import emit_open
@@ -70,7 +68,7 @@ class OpenPlan(NativePlan):
         return self._spec
 
 
-def make_open_plan(graph: Graph, options: Options, opened: OpenProgram, sizes: Mapping[Symbol, int]) -> OpenPlan:
+def make_open_plan(graph: Graph, options: Options, opened: OpenProgram) -> OpenPlan:
     """The plan of an optimized graph with open sizes.
 
     Raises:
@@ -86,7 +84,7 @@ def make_open_plan(graph: Graph, options: Options, opened: OpenProgram, sizes: M
     if found := interpreted_nodes(fused):
         names = ", ".join(dict.fromkeys(node.op.name for node in found))
         raise OpenSizeError(f"there is no kernel for {names}")
-    return OpenPlan(graph, fused, find_target(options), options, opened, sizes)
+    return OpenPlan(graph, fused, find_target(options), options, opened)
 
 
 __all__ = ["OpenPlan", "make_open_plan"]

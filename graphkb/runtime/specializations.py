@@ -230,7 +230,7 @@ class Specializations:
         for chosen in dict.fromkeys([changing, *[frozenset([symbol]) for symbol in ordered]]):
             try:
                 opened = open_program(self.graph, sizes, chosen)
-                plan = partial(make_open_plan, options=self.options, opened=opened, sizes=sizes)
+                plan = partial(make_open_plan, options=self.options, opened=opened)
                 made = self._make(opened.shapes, opened.graph, plan, opened)
             except OpenSizeError as error:
                 if error.lasting and len(chosen) == 1:
