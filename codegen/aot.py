@@ -11,7 +11,8 @@ import numpy as np
 from graphkb.codegen.builder import Builder, Value
 from graphkb.codegen.emit import Sizes
 from graphkb.codegen.packed_weights import Packing
-from graphkb.codegen.program import Program, interpreted_nodes, make_program
+from graphkb.codegen.planner import make_program
+from graphkb.codegen.program import Program, interpreted_nodes
 from graphkb.codegen.target import Target
 from graphkb.codegen.threads import define_parallel_for, library_pool, program_hook
 from graphkb.ir.dims import Dim, Expr, Symbol, free_symbols, sole_atom

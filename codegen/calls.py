@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from graphkb.codegen.builder import Builder, Value, type_of
@@ -47,6 +47,10 @@ class Writer(ABC):
     @abstractmethod
     def address(self, place: Place) -> Value:
         """The address of a place."""
+
+    @abstractmethod
+    def share(self, name: str, parts: Sequence[Callable[[Writer], None]]) -> None:
+        """Append functions that the parts write, and a region in which threads share them out."""
 
     def call_kernel(self, kernel: NativeKernel, pointers: Sequence[Value]) -> None:
         """Append the call of a kernel."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -209,6 +209,9 @@ class _PartWriter(Writer):
 
     def address(self, place: Place) -> Value:
         raise AssertionError(f"{place} is unknown in a parallel region")
+
+    def share(self, name: str, parts: Sequence[Callable[[Writer], None]]) -> None:
+        raise AssertionError("threads share the batch already")
 
 
 class _Batch:

@@ -16,7 +16,8 @@ import pytest
 from graphkb.codegen.builder import Builder
 from graphkb.codegen.engine import Engine, compile_module, emit_object
 from graphkb.codegen.gemm import Gemm
-from graphkb.codegen.program import Program, make_program
+from graphkb.codegen.planner import make_program
+from graphkb.codegen.program import Program
 from graphkb.codegen.target import TARGETS, Target, host_target, named_target
 from graphkb.ir.dims import Dim, free_symbols, substitute, symbol
 from graphkb.ir.graph import Graph

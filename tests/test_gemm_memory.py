@@ -10,7 +10,7 @@ from graphkb import backend as K
 from graphkb.codegen.builder import Builder
 from graphkb.codegen.gemm import Gemm
 from graphkb.codegen.gemm_tiling import Tiling
-from graphkb.codegen.program import make_program
+from graphkb.codegen.planner import make_program
 from graphkb.codegen.target import host_target, named_target
 from graphkb.ir.graph import Graph
 from graphkb.ops import linalg, shape

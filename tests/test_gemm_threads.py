@@ -13,7 +13,7 @@ from graphkb import backend as K
 from graphkb.codegen.builder import Builder
 from graphkb.codegen.gemm import Gemm
 from graphkb.codegen.parts import Joined
-from graphkb.codegen.program import make_program
+from graphkb.codegen.planner import make_program
 from graphkb.codegen.target import host_target
 from graphkb.ir.dims import symbol
 from graphkb.ir.graph import Graph

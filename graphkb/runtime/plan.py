@@ -140,7 +140,7 @@ class NativePlan(CompiledPlan):
 
     def __init__(self, graph: Graph, fused: Graph, target: Target, options: Options) -> None:
         from graphkb.codegen.builder import Builder
-        from graphkb.codegen.program import make_program
+        from graphkb.codegen.planner import make_program
         from graphkb.codegen.threads import shared_pool
         from graphkb.runtime.kernel_cache import compile_kernels
 
@@ -438,7 +438,7 @@ def _control_plan(node: Node, target: Target, options: Options) -> NativePlan:
 
 def native_steps(program: Program, sizes: Mapping[Symbol, int] | None = None) -> Iterator[ReportStep]:
     """The kernels, loops and branches of a program as its graph lists them, and behind each what it consists of."""
-    calls = {call.node: call for call in program.calls if call.node is not None}
+    calls = {call.node: call for call in program.single_calls if call.node is not None}
     for node in program.graph.nodes:
         call = calls.get(node)
         if call is None:

@@ -213,6 +213,7 @@ class _Kept:
 def _profile_native(
     plan: NativePlan, inputs: Sequence[Array], options: Options
 ) -> tuple[float, int, list[ProfileStep]]:
+    from graphkb.codegen.call_groups import CallGroup
     from graphkb.codegen.calls import Call
     from graphkb.codegen.loop_calls import LoopCall
     from graphkb.codegen.timing import NOW_SYMBOL, TICKS_SYMBOL
@@ -244,7 +245,12 @@ def _profile_native(
     shared: list[tuple[int, ...]] = []
     for (name, call), seconds, often in zip(watch.calls, means, calls):
         path = tuple([int(number) for number in _PLACES.findall(name)])
-        if isinstance(call, Call):
+        node: Node | None
+        if isinstance(call, CallGroup):
+            node, label = None, "group"
+            costs = [estimate(inner, plan.sizes) for inner in call.nodes]
+            cost = sum([flops for flops, _ in costs]), sum([nbytes for _, nbytes in costs])
+        elif isinstance(call, Call):
             node = _fused(call.results[0]) if call.results else call.source
             label, cost = call.kernel.name, estimate(node, plan.sizes) if node is not None else (0, 0)
         else:
@@ -255,7 +261,7 @@ def _profile_native(
         depth = len(path) // 2  # step 3 is (3,), in its body 0 step 1 is (3, 0, 1)
         step = ProfileStep(label, True, float(seconds), int(often), flops, nbytes, depth, shown, lines)
         steps.append((path, step))
-        if isinstance(call, LoopCall) and call.parts:
+        if isinstance(call, CallGroup) or (isinstance(call, LoopCall) and call.parts):
             shared.append(path)
     for path in shared:
         _count_once(path, steps)
@@ -267,7 +273,7 @@ def _profile_native(
 
 
 def _count_once(path: tuple[int, ...], steps: list[tuple[tuple[int, ...], ProfileStep]]) -> None:
-    """Let the steps of a loop whose parts ran side by side sum up to no more time than the loop took."""
+    """Let the steps of a loop or group whose parts ran side by side sum up to no more time than that took."""
     inside = [i for i, (place, _) in enumerate(steps) if place[: len(path)] == path and place != path]
     spent = sum(steps[i][1].seconds for i in inside)
     (whole,) = [step.seconds for place, step in steps if place == path]
