@@ -114,6 +114,11 @@ class Program:
         return tuple(sorted(graph_symbols(self.graph), key=lambda s: s.name))
 
     @property
+    def groups(self) -> list[CallGroup]:
+        """The groups among the calls."""
+        return [call for call in self.calls if isinstance(call, CallGroup)]
+
+    @property
     def single_calls(self) -> Iterator[Call | LoopCall | BranchCall]:
         """The calls, those of groups one by one."""
         for call in self.calls:

@@ -439,11 +439,12 @@ def _control_plan(node: Node, target: Target, options: Options) -> NativePlan:
 def native_steps(program: Program, sizes: Mapping[Symbol, int] | None = None) -> Iterator[ReportStep]:
     """The kernels, loops and branches of a program as its graph lists them, and behind each what it consists of."""
     calls = {call.node: call for call in program.single_calls if call.node is not None}
+    grouped = {node for group in program.groups for node in group.nodes}
     for node in program.graph.nodes:
         call = calls.get(node)
         if call is None:
             continue
-        yield _native_step(node, call.name, sizes)
+        yield _native_step(node, f"group/{call.name}" if node in grouped else call.name, sizes)
         for name, body in call.named_bodies:  # as deep as bodies nest
             yield from (replace(step, name=f"{name}/{step.name}") for step in native_steps(body, sizes))
 

@@ -20,7 +20,8 @@ class ReportStep:
     """One kernel or one interpreted node.
 
     Attributes:
-        name: the kernel's name, or the node's op.
+        name: the kernel's name, or the node's op; behind `body/`, `then/` or `other/` what a loop or branch
+            runs, behind `group/` what threads share out with other small updates of variables.
         native: whether it is machine code; else it is interpreted.
         reason: why it is not native; empty for a native one.
         type: the type of its result, as in `float32[32, 10]`; for a loop or a branch how many values it gives.
