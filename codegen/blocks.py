@@ -225,11 +225,8 @@ def reduce_in_blocks(
     else:
         sweeps = along_kept and suits_sweeps(kept, reduced, rounds, target)
         length = _block_length(kept, reduced, rounds, along_kept, target)
-        if sweeps:
-            rows = reduced[0].extent
-            assert isinstance(rows, int)
-            if rows > _LONGEST_SWEEP:
-                length = min(length or rows, _LONGEST_SWEEP)
+        if sweeps and _rows(reduced) > _LONGEST_SWEEP:
+            length = min(length or _known(reduced[0]), max(1, _LONGEST_SWEEP // _rows(reduced[1:])))
         if not length:
             if sweeps:
                 return schedule_sweeps(kept, reduced, combines, full, once, target)
@@ -239,7 +236,10 @@ def reduce_in_blocks(
         for stage in blocks.stages:
             parts = stage.kept, stage.reduced, stage.combines, stage.full, stage.results
             again = sweeps and suits_sweeps(stage.kept, stage.reduced, [*stage.combines, *stage.full], target)
-            body += schedule_sweeps(*parts, target) if again else schedule_reduction(*parts, target)
+            if again and len(reduced) > len(stage.reduced):
+                body += _in_blocks(stage, target)
+            else:
+                body += schedule_sweeps(*parts, target) if again else schedule_reduction(*parts, target)
     gathered: list[Combine] = []
     for combine, held in zip(wide, blocks.held):
         dtype = combine.accumulator.dtype
@@ -281,6 +281,10 @@ def _has_neighbors(kept: Sequence[Var], reduced: Sequence[Var], rounds: Sequence
         return False
     loads = [e for e in expressions(rounds) if isinstance(e, Load) and e.index.factor(reduced[-1]) == 1]
     return any(e.index.factor(kept[-1]) == reduced[-1].extent and e.index.factor(reduced[0]) != 0 for e in loads)
+
+
+def _rows(reduced: Sequence[Var]) -> int:
+    return prod([_known(v) for v in reduced])
 
 
 def _known(var: Var) -> int:

@@ -61,6 +61,22 @@ def test_long_sums_are_as_accurate_as_numpys() -> None:
     assert abs(float(result) - exact) <= np.spacing(np.float32(abs(exact)))
 
 
+@pytest.mark.parametrize("shape", [(16, 1024, 16), (4, 8, 1024, 16), (3, 5000, 64), (7, 3, 2000, 33)])
+def test_long_sums_over_several_axes_do_not_drift(shape: tuple[int, ...]) -> None:
+    """Rounding equal terms always goes the same way, so one running float32 sum would be wrong by 1e-4."""
+    x = K.placeholder(shape)
+    weights = K.placeholder((shape[0], *[1] * (len(shape) - 2), shape[-1]))
+    axes = tuple(range(len(shape) - 1))
+    values = np.full(shape, 0.123456, np.float32), np.full(weights.shape, 0.123456, np.float32)
+    product, cube, stored = [values[0] * values[1] * factor for factor in (1, values[0], 2)]
+    with options(mode="native"):
+        f = K.function([x, weights], [K.sum(x * weights, axes), K.sum(x * weights * x, axes), x * weights * 2])
+    first, second, third = f([*values])
+    np.testing.assert_allclose(first, product.sum(axes, dtype=np.float64), rtol=1e-5)
+    np.testing.assert_allclose(second, cube.sum(axes, dtype=np.float64), rtol=1e-5)
+    np.testing.assert_array_equal(third, stored)
+
+
 def test_long_sums_of_float16_are_rounded_once() -> None:
     values = np.random.default_rng(3).random((7, 9001)).astype("float16")
     x = K.placeholder(values.shape, dtype="float16")
