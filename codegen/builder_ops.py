@@ -365,38 +365,11 @@ class Operations(Casts):
             a = both
         return a
 
-    def reduce_add(self, a: Value) -> Value:
-        """The sum of the lanes, in the order of `reduce`."""
-        return self.reduce(a, self.add)
-
-    def reduce_mul(self, a: Value) -> Value:
-        """The product of the lanes."""
-        return self.reduce(a, self.mul)
-
-    def reduce_min(self, a: Value) -> Value:
-        """The least lane; NaN if any is."""
-        return self.reduce(a, self.minimum)
-
-    def reduce_max(self, a: Value) -> Value:
-        """The greatest lane; NaN if any is."""
-        return self.reduce(a, self.maximum)
-
-    def reduce_and(self, a: Value) -> Value:
-        """The bitwise and of the lanes."""
-        return self._mask_reduction("and", a) if a.dtype == "bool" else self.reduce(a, self.and_)
-
-    def reduce_or(self, a: Value) -> Value:
-        """The bitwise or of the lanes."""
-        return self._mask_reduction("or", a) if a.dtype == "bool" else self.reduce(a, self.or_)
-
-    def _mask_reduction(self, name: str, a: Value) -> Value:
-        if a.lanes == 1:
-            return a
-        return self.call(f"llvm.vector.reduce.{name}.{mangled(a)}", "bool", 1, [a])
-
     def any_lane(self, a: Value) -> Value:
         """A scalar bool: whether any lane of a bool vector holds."""
-        return self.reduce_or(a)
+        if a.lanes == 1:
+            return a
+        return self.call(f"llvm.vector.reduce.or.{mangled(a)}", "bool", 1, [a])
 
     def any_nan(self, a: Value, lanes: int) -> Value:
         """A bool for each of `lanes` groups of lanes of `a`: whether one is NaN. Both numbers are powers of two."""

@@ -30,33 +30,13 @@ from graphkb.codegen.entry_words import (
     WORD,
     Context,
     Direct,
+    Layout,
     Record,
     Table,
 )
 from graphkb.codegen.lock import LOCK_IR, RELEASE_SYMBOL, TRY_SYMBOL, Lock
-from graphkb.ir.record import record
 
 NOTHING_SYMBOL = "graphkb_run_nothing"
-
-
-@record
-class Layout:
-    """Byte offsets of the fields that the entry reads in Python's and NumPy's objects; `words` of `Direct` are ours."""
-
-    ob_type: int
-    ob_size: int
-    list_items: int
-    tuple_items: int
-    array_data: int
-    array_ndim: int
-    array_dims: int
-    array_descr: int
-    array_flags: int
-    array_handler: int
-    descr_order: int
-    descr_type_num: int
-    method_self: int
-    words: int
 
 
 def emit_entry(layout: Layout) -> str:

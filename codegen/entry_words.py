@@ -1,8 +1,10 @@
-"""The words that the native call entry reads and writes: what each holds in the table, a context and a record."""
+"""What the native call entry reads and writes: its words in the table, a context and a record; fields of objects."""
 
 from __future__ import annotations
 
 from enum import IntEnum
+
+from graphkb.ir.record import record
 
 WORD = 8
 ENTRY_SYMBOL = "graphkb_call"
@@ -104,3 +106,23 @@ C_CONTIGUOUS_AND_ALIGNED = 0x101
 C_ARRAY = 0x501
 OWNS_DATA = 0x4
 NATIVE_ORDER, NO_ORDER = ord("="), ord("|")
+
+
+@record
+class Layout:
+    """Byte offsets of the fields that the entry reads in Python's and NumPy's objects; `words` of `Direct` are ours."""
+
+    ob_type: int
+    ob_size: int
+    list_items: int
+    tuple_items: int
+    array_data: int
+    array_ndim: int
+    array_dims: int
+    array_descr: int
+    array_flags: int
+    array_handler: int
+    descr_order: int
+    descr_type_num: int
+    method_self: int
+    words: int

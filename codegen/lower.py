@@ -103,7 +103,7 @@ def _lower_running(root: Node, named: dict[Node, Buffer], out: Buffer, target: T
         return tuple([position if i == axis else along(v) for i, v in enumerate(axes)])
 
     op = "sum" if root.op.name == "cumsum" else "prod"
-    accumulator = Accumulator("acc", op, accumulator_dtype(root.dtype, op))
+    accumulator = Accumulator("acc", op, accumulator_dtype(root.dtype))
     value = as_dtype(reader.read(x, at(along(step))), accumulator.dtype)
     held = as_dtype(Running(accumulator), root.dtype)
     statements: list[Stmt] = [

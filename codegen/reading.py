@@ -215,7 +215,7 @@ class Reader:
         self, node: Node, reduced: list[Var], left: tuple[Affine, ...], right: tuple[Affine, ...]
     ) -> LoopExpr:
         """The sum over `reduced` of the first operand at one index times the second at another."""
-        wide = accumulator_dtype(node.dtype, "sum")
+        wide = accumulator_dtype(node.dtype)
         args = tuple([as_dtype(self.read(n, i), wide) for n, i in zip(node.inputs, (left, right))])
         return self._begin(Accumulator("acc", "sum", wide), reduced, Apply("mul", args, wide), None, node.dtype)
 
@@ -226,7 +226,7 @@ class Reader:
         op = WINDOWS[node.op.name]
         reduced = [Var(f"r{axis}", size) for axis, size in enumerate(window)]
         inner = [p.scaled(s).plus(along(c)) for p, s, c in zip(index, node.attrs["strides"], reduced)]
-        dtype = accumulator_dtype(x.dtype, op)
+        dtype = accumulator_dtype(x.dtype)
         position = linear(window, tuple(map(along, reduced))) if op == "argmax" else None
         value = as_dtype(self.read(x, tuple(inner)), dtype)
         return self._begin(Accumulator("acc", op, dtype), reduced, value, position, node.dtype)
@@ -253,7 +253,7 @@ class Reader:
                 inner.append(along(var))
             else:
                 inner.append(next(kept))
-        dtype = accumulator_dtype(x.dtype, node.op.name)
+        dtype = accumulator_dtype(x.dtype)
         value = as_dtype(self.read(x, tuple(inner)), dtype)
         count = len(self.reductions)
         accumulator = Accumulator(f"acc{count or ''}", node.op.name, dtype)
@@ -271,7 +271,7 @@ def as_dtype(expr: LoopExpr, dtype: str) -> LoopExpr:
     return expr if expr.dtype == dtype else Apply("cast", (expr,), dtype)
 
 
-def accumulator_dtype(dtype: str, op: str) -> str:
+def accumulator_dtype(dtype: str) -> str:
     """float16 reductions run in float32: sums and products as NumPy's do, comparisons because machines have those."""
     return "float32" if dtype == "float16" else dtype
 

@@ -124,11 +124,6 @@ MATH = (
 )  # fmt: skip
 
 
-def can_emit(op: str) -> bool:
-    """Whether an element-wise op has native instructions."""
-    return op in ("cast", "fraction", *DRAWS) or op in EMIT or (op in MATH and op in VECTOR_MATH)
-
-
 def emit_op(b: Builder, op: str, args: Sequence[Value], dtype: str) -> Value:
     """The result of an element-wise op; scalars among vector operands are repeated in every lane."""
     lanes = max(a.lanes for a in args)

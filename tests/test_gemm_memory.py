@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_gemm import build
+from gemm_tools import build
 
 from graphkb import backend as K
 from graphkb.codegen.builder import Builder

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_gemm import Case, build, build_cases, products
+from gemm_tools import Case, build, build_cases, products
 
 import graphkb
 from graphkb import backend as K

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from native_runs import F4, GOOD, SCALAR, is_slow, slow, spec_of
 
-from graphkb.runtime import native_call
+from graphkb.runtime import call_context, native_call
 from graphkb.runtime.native_call import CallSpec, DeclinedError, NativeEntry, available, run_context, state_lock
 
 pytestmark = pytest.mark.skipif(not available()[0], reason=available()[1])
@@ -215,7 +215,7 @@ def test_workspace_is_aligned_and_bound_memory_reaches_run():
     word = np.zeros(1, np.int64)
     bound = (word.ctypes.data,)
     entry.add(spec_of("where_is_workspace", (), (SCALAR,), workspace_bytes=100))
-    assert entry.callable([])[0] % native_call.WORKSPACE_ALIGNMENT == 0
+    assert entry.callable([])[0] % call_context.WORKSPACE_ALIGNMENT == 0
     entry.add(spec_of("tick", (SCALAR,), (SCALAR,), bound=bound, lock="exclusive"))
     for k in range(3):
         assert entry.callable([np.array(5)])[0] == k + 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from contracts import Array
 from contracts_conv import definition
-from test_gemm import EPSILON, all_targets, build, products, targets
+from gemm_tools import EPSILON, all_targets, build, products, targets
 
 from graphkb.codegen.gemm import Gemm
 from graphkb.codegen.parts import Joined

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+from gemm_tools import EPSILON, all_targets, build, products, targets
 from test_fuse import kernels
-from test_gemm import EPSILON, all_targets, build, products, targets
 
 import graphkb
 from graphkb import backend as K

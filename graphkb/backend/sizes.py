@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from graphkb.backend.promotion import Handle, as_node, items
+from graphkb.backend.promotion import Handle, items
 from graphkb.ir import dims
 from graphkb.ir.dims import Dim, Expr, Shape
 from graphkb.ir.errors import ShapeError, shown
@@ -207,8 +207,3 @@ def scalar_dim(value: Any) -> Dim | None:
     if isinstance(value, Handle) and value.node.ndim == 0:
         return as_dim(value.node)
     return None
-
-
-def size_node(value: Any) -> Node:
-    """An integer or a tensor as a node, for arithmetic with positions."""
-    return as_node(value)

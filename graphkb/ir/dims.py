@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias, Union
 
@@ -362,8 +361,3 @@ def _show_atom(atom: Atom, names: Mapping[Symbol, str]) -> str:
         shown = [a if isinstance(d, int) or sole_atom(d) else f"({a})" for a, d in zip(args, atom.args)]
         return f"({' // '.join(shown)})"
     return f"{atom.fn}({', '.join(args)})"
-
-
-def size_of(shape: tuple[int, ...]) -> int:
-    """The number of elements of a static shape."""
-    return math.prod(shape)

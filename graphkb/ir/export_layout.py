@@ -257,19 +257,19 @@ class _Layered:
         chains: dict[int, list[int]] = {}
         for (source, _), bend in self.bends.items():  # in the order of the layers, for each source
             chains.setdefault(source, []).append(bend)
-        for source, chain in chains.items():
+        for chain in chains.values():
             run: list[int] = []
             least, most = float("-inf"), float("inf")
             for bend in chain:
                 left, right = low(bend), high(bend)
                 if run and min(most, right) < max(least, left):
-                    self._align(run, least, most, source)
+                    self._align(run, least, most)
                     run, least, most = [], float("-inf"), float("inf")
                 run.append(bend)
                 least, most = max(least, left), min(most, right)
-            self._align(run, least, most, source)
+            self._align(run, least, most)
 
-    def _align(self, run: list[int], least: float, most: float, source: int) -> None:
+    def _align(self, run: list[int], least: float, most: float) -> None:
         """Move all bends of a run to the position nearest to where the run begins and ends."""
         ends = [self.x[self.up[run[0]][0]], *[self.x[d] for d in self.down[run[-1]]]]
         inside = [at for at in ends if least <= at <= most]

@@ -138,7 +138,7 @@ def _draw(graph: Graph, boxes: list[_Box], edges: list[tuple[int, int]], layout:
     ]
     for (source, target), route in zip(edges, layout.routes):
         if route is None:
-            out += _stubs(boxes[source], layout.centers[source], boxes[target], layout.centers[target])
+            out += _stub(boxes[source], boxes[target], layout.centers[target])
         else:
             out += _edge(route)
     for box, center in zip(boxes, layout.centers):
@@ -200,7 +200,7 @@ def _arrow(x: float, y: float) -> str:
     return f'<path class="gkb-a" d="M{x - 3.4:.1f} {y - 7:.1f}h6.8l-3.4 7z"/>'
 
 
-def _stubs(source: _Box, start: tuple[float, float], target: _Box, end: tuple[float, float]) -> list[str]:
+def _stub(source: _Box, target: _Box, end: tuple[float, float]) -> list[str]:
     """An edge too long to draw: a short line into the target that tells where it comes from."""
     x, y = end[0] + target.width * 0.42, end[1] - target.height / 2
     label = source.tag or source.title

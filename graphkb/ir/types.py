@@ -111,7 +111,3 @@ def parts(type: TensorType) -> tuple[TensorType, ...]:
 
 def is_float(dtype: str) -> bool:
     return dtype in FLOATS
-
-
-def is_integer(dtype: str) -> bool:
-    return dtype in INTEGERS

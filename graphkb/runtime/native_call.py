@@ -1,11 +1,9 @@
 """Native entries: callables that check arrays, make outputs and run machine code without interpreted Python."""
 
 import ctypes
-import math
 import os
 import sys
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,17 +14,15 @@ from graphkb.codegen import lock as lock_ir
 from graphkb.codegen.direct_entry import DIRECT_SYMBOL
 from graphkb.codegen.entry_words import (
     ANY_SIZE,
-    CONTEXT_WORDS,
     ENTRY_SYMBOL,
-    RECORD_WORDS,
     TABLE_WORDS,
     WORD,
     Context,
-    Record,
     Table,
 )
 from graphkb.codegen.lock import Lock
 from graphkb.runtime import numpy_api, recycling
+from graphkb.runtime.call_context import WORKSPACE_ALIGNMENT, CallContext, address_of, aligned, nbytes
 from graphkb.runtime.call_spec import DESCRS, LOCKS, CallSpec, Signature
 from graphkb.runtime.direct_call import call_directly
 from graphkb.runtime.numpy_api import NumPy
@@ -38,7 +34,6 @@ from graphkb.runtime.state_lock import state_lock
 __all__ = ["CallSpec", "DeclinedError", "NativeEntry", "available", "run_context", "state_lock"]
 
 Array = np.ndarray[Any, Any]
-WORKSPACE_ALIGNMENT = 64
 MOST_INPUTS = 4096
 """Above this many inputs the references held during a call would take too much of a thread's stack."""
 
@@ -100,7 +95,10 @@ class NativeEntry:
         if not isinstance(_prepare(), _Native) or len(spec.inputs) > MOST_INPUTS:
             return False
         for _ in range(copies):
-            self._owner.link(_Specialization(spec))
+            context = CallContext(spec)
+            if context.recycles:
+                _need_pool()
+            self._owner.link(context)
         return True
 
     def calls(self, spec: CallSpec) -> int:
@@ -137,16 +135,16 @@ def run_context(spec: CallSpec, arrays_in: Sequence[Array], arrays_out: Sequence
     _check("output", outputs, arrays_out)
     if not all(array.flags.writeable for array in arrays_out):
         raise ValueError("run_context: expected outputs that can be written to")
-    addresses = (*map(_address, arrays_in), *spec.bound, *map(_address, arrays_out), *words)
+    addresses = (*map(address_of, arrays_in), *spec.bound, *map(address_of, arrays_out), *words)
     args = (ctypes.c_void_p * max(len(addresses), 1))(*addresses)
     memory = np.empty(needed + WORKSPACE_ALIGNMENT, np.uint8)
     run = (_RUN_RELEASED if spec.release_gil else _RUN_HELD)(spec.run)
     lock = LOCKS[spec.lock]
     while True:
         if lock == Lock.NONE:
-            status = run(ctypes.addressof(args), _aligned(memory))
+            status = run(ctypes.addressof(args), aligned(memory))
         else:
-            status = state_lock.run(lock, run, ctypes.addressof(args), _aligned(memory))
+            status = state_lock.run(lock, run, ctypes.addressof(args), aligned(memory))
         if not status:
             return list(arrays_out)
         if not renew(spec.copies):
@@ -154,13 +152,9 @@ def run_context(spec: CallSpec, arrays_in: Sequence[Array], arrays_out: Sequence
 
 
 def _new_output(shape: tuple[int, ...], dtype: np.dtype[Any], recycle: bool) -> Array:
-    if recycle and recycling.fits(_nbytes(dtype, shape)) and isinstance(_state, _Native):
+    if recycle and recycling.fits(nbytes(dtype, shape)) and isinstance(_state, _Native):
         return _state.pool.empty(shape, dtype)
     return np.empty(shape, dtype)
-
-
-def _nbytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * dtype.itemsize
 
 
 def needed_workspace(spec: CallSpec, arrays: Sequence[Array]) -> int:
@@ -198,83 +192,6 @@ def _check(role: str, wanted: Signature, arrays: Sequence[Array]) -> None:
             raise ValueError(f"run_context: expected {role} {index} aligned and C-contiguous")
 
 
-def _address(array: Array) -> int:
-    return int(array.__array_interface__["data"][0])
-
-
-def _aligned(memory: Array) -> int:
-    return -(-_address(memory) // WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT
-
-
-def _type_numbers() -> dict[str, tuple[int, int]]:
-    """NumPy's number of each dtype and that of its twin, such as C's long and long long for int64."""
-    same = defaultdict(list)
-    for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?":
-        one = np.dtype(code)
-        same[one.kind, one.itemsize].append(one.num)
-    numbers: dict[str, tuple[int, int]] = {}
-    for name in DESCRS:
-        one = DESCRS[name]
-        others = [number for number in same[one.kind, one.itemsize] if number != one.num]
-        numbers[name] = (one.num, others[0] if others else one.num)
-    return numbers
-
-
-_TYPE_NUMBERS = _type_numbers()
-
-
-class _Specialization:
-    """The memory of one context: its words, the records, the sizes and the argument addresses, in one block."""
-
-    __slots__ = ("_descrs", "_workspace", "address", "spec", "words")
-
-    def __init__(self, spec: CallSpec) -> None:
-        arrays = (*spec.inputs, *spec.outputs)
-        n_inputs, n_outputs, n_bound = len(spec.inputs), len(spec.outputs), len(spec.bound)
-        records = CONTEXT_WORDS
-        dims = records + RECORD_WORDS * len(arrays)
-        output_dims = dims + sum(len(shape) for _, shape in spec.inputs)
-        output_bytes = output_dims + sum(len(shape) for _, shape in spec.outputs)
-        args = output_bytes + n_outputs
-        sizes = args + n_inputs + n_bound + n_outputs
-        shapes = sizes + spec.symbols
-        self.spec = spec
-        self.words = np.zeros(shapes + n_inputs, np.int64)
-        self.address = start = _address(self.words)
-        self._descrs = [DESCRS[dtype] for dtype, _ in arrays]
-        self._workspace = np.empty(spec.workspace_bytes + WORKSPACE_ALIGNMENT, np.uint8)
-        self.words[args + n_inputs : args + n_inputs + n_bound] = spec.bound
-        for index, (descr, (dtype, shape)) in enumerate(zip(self._descrs, arrays)):
-            record = self.words[records + RECORD_WORDS * index :]
-            record[Record.DESCR] = id(descr)
-            record[Record.TYPE_NUM], record[Record.TYPE_NUM_ALIAS] = _TYPE_NUMBERS[dtype]
-            record[Record.NDIM] = len(shape)
-            record[Record.DIMS] = start + WORD * dims
-            nbytes = _nbytes(descr, shape) if spec.recycle and index >= n_inputs and not spec.sizes else 0
-            record[Record.RECYCLED] = nbytes if recycling.fits(nbytes) else 0
-            self.words[dims : dims + len(shape)] = shape
-            dims += len(shape)
-        if spec.recycle and (spec.sizes or any(recycling.fits(_nbytes(DESCRS[d], s)) for d, s in spec.outputs)):
-            _need_pool()
-        self.words[Context.N_INPUTS] = n_inputs
-        self.words[Context.N_OUTPUTS] = n_outputs
-        self.words[Context.INPUTS] = start + WORD * records
-        self.words[Context.OUTPUTS] = start + WORD * (records + RECORD_WORDS * n_inputs)
-        self.words[Context.ARGS] = start + WORD * args
-        self.words[Context.OUTPUT_ARGS] = start + WORD * (args + n_inputs + n_bound)
-        self.words[Context.RUN] = spec.run
-        self.words[Context.WORKSPACE] = _aligned(self._workspace)
-        self.words[Context.LOCK] = LOCKS[spec.lock]
-        self.words[Context.RELEASE_GIL] = spec.release_gil
-        self.words[Context.SIZES] = spec.sizes
-        self.words[Context.SIZE_ARGS] = start + WORD * sizes
-        self.words[Context.OUTPUT_DIMS] = start + WORD * output_dims
-        self.words[Context.OUTPUT_BYTES] = start + WORD * output_bytes
-        self.words[Context.SHAPES] = start + WORD * shapes
-        self.words[Context.WORKSPACE_BYTES] = spec.workspace_bytes
-        self.words[Context.RECYCLE_FROM] = recycling.FROM if spec.recycle else -1
-
-
 class _Owner:
     """Owns the memory that an entry reads. It dies after its callable, whose caller holds it during a call."""
 
@@ -282,10 +199,10 @@ class _Owner:
 
     def __init__(self) -> None:
         self.words = np.zeros(2, np.int64)
-        self._contexts: list[_Specialization] = []
-        self._retired: list[_Specialization] = []
+        self._contexts: list[CallContext] = []
+        self._retired: list[CallContext] = []
 
-    def link(self, context: _Specialization) -> None:
+    def link(self, context: CallContext) -> None:
         """Put `context` before all others, or behind those of known sizes where its own are open.
 
         Its words are complete when the entry can first see it.
@@ -381,8 +298,8 @@ class _Native:
         self.made_pool: recycling.OutputPool | None = None
         self.direct = self._engine.address(DIRECT_SYMBOL)
         self._memory = np.zeros(TABLE_WORDS + WORKSPACE_ALIGNMENT // WORD, np.int64)
-        self.table_address = _aligned(self._memory)
-        start = (self.table_address - _address(self._memory)) // WORD
+        self.table_address = aligned(self._memory)
+        start = (self.table_address - address_of(self._memory)) // WORD
         self.table = self._memory[start : start + TABLE_WORDS]
         for word, value in _table_values().items():
             self.table[word] = value
@@ -422,7 +339,7 @@ class _Native:
             raise LayoutError("the entry does not reach its slow path")
         inputs: Signature = (("int32", (2,)), ("bool", ()))
         outputs: Signature = (("float64", (3, 0)), ("uint8", ()))
-        owner.link(_Specialization(CallSpec(inputs, outputs, self._engine.address(ir.NOTHING_SYMBOL))))
+        owner.link(CallContext(CallSpec(inputs, outputs, self._engine.address(ir.NOTHING_SYMBOL))))
         answer = call([np.zeros(2, np.int32), np.array(True)])
         if type(answer) is not list or tuple((one.dtype.name, one.shape) for one in answer) != outputs:
             raise LayoutError("the entry does not make the outputs that it should")

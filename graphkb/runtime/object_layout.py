@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from graphkb.codegen.entry import Layout
-from graphkb.codegen.entry_words import WORD
+from graphkb.codegen.entry_words import WORD, Layout
 from graphkb.runtime.numpy_api import current_handler
 
 
