@@ -367,16 +367,16 @@ class Kernel:
                     found |= _affine_symbols(index) | free_symbols(step)
                 case _:
                     pass
-            for expr in expressions((statement,)):
-                match expr:
-                    case Load(index=index) | IndexValue(index=index):
-                        found |= _affine_symbols(index)
-                    case Lookup(index=index, step=step):
-                        found |= _affine_symbols(index) | free_symbols(step)
-                    case SizeValue(dim=dim):
-                        found |= free_symbols(dim)
-                    case _:
-                        pass
+        for expr in expressions(self.body):
+            match expr:
+                case Load(index=index) | IndexValue(index=index):
+                    found |= _affine_symbols(index)
+                case Lookup(index=index, step=step):
+                    found |= _affine_symbols(index) | free_symbols(step)
+                case SizeValue(dim=dim):
+                    found |= free_symbols(dim)
+                case _:
+                    pass
         return tuple(sorted(found, key=lambda s: s.name))
 
     @property
@@ -469,15 +469,20 @@ def operands_of(expr: LoopExpr) -> tuple[LoopExpr, ...]:
 
 def operands_first(root: LoopExpr, seen: set[LoopExpr]) -> Iterator[LoopExpr]:
     """An expression and all that it is made of, operands before users, without those seen before."""
-    stack: list[tuple[LoopExpr, bool]] = [(root, False)]
+    stack: list[LoopExpr | None] = [root]
     while stack:
-        expr, ready = stack.pop()
-        if ready:
+        expr = stack.pop()
+        if expr is None:  # all operands of the one below have been there
+            expr = stack.pop()
+            assert expr is not None
             yield expr
         elif expr not in seen:
             seen.add(expr)
-            stack.append((expr, True))
-            stack.extend((arg, False) for arg in reversed(operands_of(expr)))
+            operands = operands_of(expr)
+            if operands:
+                stack += (expr, None, *operands[::-1])
+            else:
+                yield expr
 
 
 def matching_loads(store: Store) -> set[int]:

@@ -60,6 +60,7 @@ def schedule_shared_sums(
         written.insert(0, var)
     if not written:
         return None
+    parts = list(expressions([combine]))
     known: dict[Hashable, LoopExpr] = {}
     combines: list[Combine] = []
     stores: list[Store] = []
@@ -68,7 +69,7 @@ def schedule_shared_sums(
         own = replace(accumulator, name=f"{accumulator.name}{i or ''}")
         (placed,) = substitute([store], at)
         assert isinstance(placed, Store)
-        combines.append(Combine(own, value_at(combine, at, known)))
+        combines.append(Combine(own, value_at(parts, at, known)))
         stores.append(with_result(placed, accumulator, Result(own)))
     rest = [*kept[: -1 - len(written)], column]
     # Memory is read in its order.

@@ -183,18 +183,19 @@ def _written_out(
     accumulator = combine.accumulator
     # Sums begin with zero, so that negative zeros add up to zero.
     total: LoopExpr | None = Const(0, accumulator.dtype) if accumulator.op == "sum" else None
+    parts = list(expressions([combine]))
     for cell in every(*[range(v.extent) for v in reduced if isinstance(v.extent, int)]):
         at = {**moved, **{v: Affine((), i) for v, i in zip(reduced, cell)}}
-        value = value_at(combine, at, known)
+        value = value_at(parts, at, known)
         total = value if total is None else Apply(OPERATIONS[accumulator.op], (total, value), accumulator.dtype)
     assert total is not None
     return total
 
 
-def value_at(combine: Combine, at: dict[Var, Affine], known: dict[Hashable, LoopExpr]) -> LoopExpr:
-    """The value that is combined, of loads and applications, where loop variables are replaced."""
+def value_at(parts: Sequence[LoopExpr], at: dict[Var, Affine], known: dict[Hashable, LoopExpr]) -> LoopExpr:
+    """A value of loads and applications where loop variables are replaced; it is the last of its parts."""
     new: dict[LoopExpr, LoopExpr] = {}
-    for expr in expressions([combine]):
+    for expr in parts:
         match expr:
             case Load(buffer=buffer, index=index):
                 place = index.substituted(at)
@@ -211,4 +212,4 @@ def value_at(combine: Combine, at: dict[Var, Affine], known: dict[Hashable, Loop
                 new[expr] = known.setdefault((op, inner, dtype), apply(op, inner, dtype))
             case _:
                 new[expr] = expr
-    return new[combine.value]
+    return new[parts[-1]]
