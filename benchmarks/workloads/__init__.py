@@ -11,6 +11,7 @@ from benchmarks.workloads import (
     models,
     moves,
     networks,
+    optimizers,
     processes,
     recurrent,
     reductions,
@@ -29,6 +30,7 @@ THEMES: dict[str, tuple[Workload, ...]] = {
     "networks": networks.WORKLOADS,
     "recurrent": recurrent.WORKLOADS,
     "models": models.WORKLOADS,
+    "optimizers": optimizers.WORKLOADS,
     "chains": chains.WORKLOADS,
     "processes": processes.WORKLOADS,
 }
