@@ -70,19 +70,26 @@ class _Spread:
 
 
 def _spread(node: Node, first: int, taps: Sizes, dilations: Sizes) -> _Spread | None:
-    """The phases of a sum over taps of unit stride along the axes from `first` on, where its operand is spread."""
+    """The phases of a sum over taps of unit stride along the axes from `first` on, where its operand is spread.
+
+    The operand may be transposed, as that of a kernel's gradient is: what is built of it keeps its order in memory.
+    """
     (spread, *_) = node.inputs
+    order = tuple(range(spread.ndim))
+    if spread.op is sh.TRANSPOSE:
+        order, (spread,) = spread.attrs["axes"], spread.inputs
     if spread.op is not sh.PAD or max(spread.attrs["steps"]) == 1 or min(spread.attrs["steps"]) < 1:
         return None
     (x,) = spread.inputs
     starts, steps, last = spread.attrs["starts"], spread.attrs["steps"], first + len(taps)
-    rest = [a for a in range(x.ndim) if not first <= a < last]
+    rest = [a for i, a in enumerate(order) if not first <= i < last]
     if any(steps[a] != 1 or starts[a] != 0 or spread.shape[a] != x.shape[a] for a in rest):
         return None
     axes: list[tuple[tuple[_Phase, ...], int]] = []
     begins, totals, shape = [0] * x.ndim, list(x.shape), []
-    for axis, count, dilation in zip(range(first, last), taps, dilations):
-        size, begin, places = x.shape[axis], starts[axis], node.shape[axis]
+    for place, count, dilation in zip(range(first, last), taps, dilations):
+        axis = order[place]
+        size, begin, places = x.shape[axis], starts[axis], node.shape[place]
         if not (isinstance(size, int) and isinstance(begin, int) and isinstance(places, int)):
             return None
         phases = _phases(places, count, dilation, begin, steps[axis])
@@ -92,7 +99,8 @@ def _spread(node: Node, first: int, taps: Sizes, dilations: Sizes) -> _Spread | 
         totals[axis] = before + max([size, *[p.end for p in read]])
         axes.append((tuple(phases), before))
         shape.append(places)
-    return _Spread(sh.pad(x, tuple(begins), (1,) * x.ndim, tuple(totals)), tuple(shape), tuple(axes))
+    padded = sh.pad(x, tuple(begins), (1,) * x.ndim, tuple(totals))
+    return _Spread(sh.transpose(padded, order), tuple(shape), tuple(axes))
 
 
 @rule("conv")

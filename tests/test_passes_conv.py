@@ -70,6 +70,18 @@ def test_groups_keep_their_axis() -> None:
     assert "interleave" in spread_ops(after)
 
 
+@pytest.mark.parametrize("steps", [(2, 2), (1, 3), (3, 1)])
+@pytest.mark.parametrize("order", [(3, 1, 2, 0), (0, 2, 1, 3), (3, 2, 1, 0)])
+def test_operands_are_transposed_behind_the_zeros(steps: Axes, order: Axes) -> None:
+    """The operand of the gradient of a transposed convolution's kernel is spread, then samples are its channels."""
+    x = placeholder((3, 4, 5, 2), "float64", "x")
+    kernel = placeholder((4, 3, x.shape[order[3]], 6), "float64", "k")
+    spread = sh.pad(x, (0, 1, 2, 0), (1, *steps, 1), (3, 14, 15, 2))
+    before, after, graph = values([x, kernel], conv(sh.transpose(spread, order), kernel, (1, 1), (1, 1)))
+    np.testing.assert_array_equal(before, after)
+    assert spread_ops(graph) == {"interleave"}
+
+
 @pytest.mark.parametrize(("n", "window", "stride"), [(4, 2, 2), (4, 3, 2), (5, 2, 3), (3, 5, 2), (6, 3, 3)])
 def test_sums_over_windows(n: int, window: int, stride: int) -> None:
     g = placeholder((2, n, n, 3), "float64", "g")
