@@ -79,7 +79,7 @@ def test_operands_are_transposed_behind_the_zeros(steps: Axes, order: Axes) -> N
     spread = sh.pad(x, (0, 1, 2, 0), (1, *steps, 1), (3, 14, 15, 2))
     before, after, graph = values([x, kernel], conv(sh.transpose(spread, order), kernel, (1, 1), (1, 1)))
     np.testing.assert_array_equal(before, after)
-    assert spread_ops(graph) == {"interleave"}
+    assert spread_ops(graph) == {"interleave", "slice"}  # of which the slices take every few taps
 
 
 @pytest.mark.parametrize(("n", "window", "stride"), [(4, 2, 2), (4, 3, 2), (5, 2, 3), (3, 5, 2), (6, 3, 3)])
