@@ -244,11 +244,13 @@ class Reader:
         reduced: list[Var] = []
         inner: list[Affine] = []
         kept = iter(index)
+        # Other reductions of the kernel may have more or fewer axes of size 1.
+        given = iter([var for var in self.reduced if var.extent != 1])
         for axis, dim in enumerate(x.shape):
             if axis in axes:
                 if keepdims:
                     next(kept)
-                var = self.reduced[len(reduced)] if self.reduced else Var(f"r{len(reduced)}", dim)
+                var = next(given) if self.reduced and dim != 1 else Var(f"r{len(reduced)}", dim)
                 reduced.append(var)
                 inner.append(along(var))
             else:

@@ -10,6 +10,7 @@ import pytest
 
 from graphkb import backend as K
 from graphkb.backend import Tensor
+from graphkb.ops.elementwise import select
 from graphkb.runtime.options import options
 
 pytest.importorskip("llvmlite")
@@ -79,6 +80,22 @@ def test_rows_and_their_gradients(name: str, target: str) -> None:
 def test_rows_of_other_dtypes(name: str, dtype: str, bound: float) -> None:
     for dims in [(5, 17), (3, 64)]:
         check(ROWS[name], dims, dtype, "host", bound)
+
+
+@pytest.mark.parametrize("dims", [(1, 3), (1, 1, 5), (1, 1)])
+def test_several_sums_of_one_row_over_all_axes(dims: tuple[int, ...]) -> None:
+    def positive(total: Tensor) -> Tensor:
+        return Tensor(select((total > 0.5).node, total.node, (total * 0).node))
+
+    def counts(x: Tensor) -> Tensor:
+        above = x > 1
+        return positive(K.sum(K.cast(above, x.dtype))) + positive(K.sum(K.cast(K.equal(above, False), x.dtype)))
+
+    x = K.placeholder(dims)
+    with options(mode="native"):
+        f = K.function([x], [counts(x)])
+    for scale in (0, 1, 9):
+        assert f([np.full(dims, scale)])[0] == np.prod(dims)
 
 
 @pytest.mark.parametrize("name", ROWS)
