@@ -22,8 +22,7 @@ from graphkb.ir.leaves import Array, VariableCell
 from graphkb.ir.node import Node
 from graphkb.ir.record import record
 from graphkb.ir.types import NUMPY_DTYPE
-from graphkb.passes.fuse import Fuse
-from graphkb.passes.pipeline import optimize
+from graphkb.passes.pipeline import FUSION, optimize
 from graphkb.passes.plan_memory import aligned
 from graphkb.passes.unify_sizes import UnifySizes, distinct_sizes
 
@@ -146,7 +145,7 @@ def make_c_module(graph: Graph, prefix: str, target: Target, sizes: dict[str, in
     """
     graph = UnifySizes().apply(_fixed(graph, sizes))
     graph = graph.bind(distinct_sizes(graph))
-    fused = Fuse().apply(optimize(graph))
+    fused = optimize(optimize(graph), FUSION)
     _refuse_interpreted(fused)
     program = make_program(fused, target, packs=True)
     names = _size_names(graph)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from graphkb.codegen.builder import Builder, Value
 from graphkb.codegen.calls import Place, Writer
+from graphkb.codegen.emit_values import Sizes
 from graphkb.ir.dims import Dim, maximum
 from graphkb.ir.graph import Graph, bodies
 from graphkb.ir.node import Node
@@ -20,8 +21,20 @@ if TYPE_CHECKING:
 
 # What a call's memory holds for each result: the item of the graph that takes it, None where nobody does.
 Items = tuple[Node | None, ...]
-# Makes the program of a body, told whether that runs so often that threads are awake.
-Plan = Callable[[Graph, bool], "Program"]
+
+
+class Plan(Protocol):
+    """Makes the program of a body."""
+
+    def __call__(self, graph: Graph, often: bool, alone: bool = False) -> Program:
+        """The program.
+
+        Args:
+            graph: the body.
+            often: whether it runs so often that threads are awake.
+            alone: whether each thread runs it by itself.
+        """
+        ...
 
 
 @record(eq=False)
@@ -67,6 +80,11 @@ class ControlCall(ABC):
     def may_stop(self) -> bool:
         """Whether it can end the program by itself."""
         return any(body.may_stop for body in self.bodies)
+
+    @property
+    def runs_at_once(self) -> bool:
+        """Whether several threads may run its bodies at the same time."""
+        return False
 
     @property
     def types(self) -> tuple[TensorType, ...]:
@@ -125,15 +143,30 @@ class Arguments:
         self._b.store(pointer, self._b.gep(self.memory, index, "ptr"))
 
 
+class PartWriter(Writer):
+    """The open function of a parallel region, which is told where everything lies."""
+
+    def __init__(self, b: Builder, sizes: Sizes, told: Sequence[Value], places: Mapping[Node, Value]) -> None:
+        super().__init__(b, sizes, told)
+        self._places = places
+
+    def address_of(self, node: Node) -> Value:
+        return self._places[node]
+
+    def address(self, place: Place) -> Value:
+        raise AssertionError(f"{place} is unknown in a parallel region")
+
+    def share(self, name: str, parts: Sequence[Callable[[Writer], None]]) -> None:
+        raise AssertionError("threads share the batch already")
+
+
 # ---------------------------------------------------------------------------------------------- branches
 @record(eq=False)
 class BranchCall(ControlCall):
     """A cond: the first operand decides which body fills the results."""
 
     @staticmethod
-    def make(
-        node: Node, operands: tuple[Node, ...], items: Items, plan: Callable[[Graph, bool], Program]
-    ) -> BranchCall:
+    def make(node: Node, operands: tuple[Node, ...], items: Items, plan: Plan) -> BranchCall:
         """The call for a fused cond."""
         taken = [i for i, item in enumerate(items) if item is not None]
         sides: list[Graph] = [node.attrs["then"], node.attrs["other"]]

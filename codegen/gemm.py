@@ -282,6 +282,10 @@ class Gemm(Product):
         """The same kernel for threads that are awake already, which pays for less work."""
         return _shared_out(self, awake=True)
 
+    def not_shared(self) -> Gemm:
+        """The same kernel for one thread."""
+        return replace(self, parts=Parts("", 1, 1, 0))
+
     def emit(self, b: Builder) -> None:
         """Append the kernel's function to a module."""
         from graphkb.codegen.gemm_emit import emit_gemm

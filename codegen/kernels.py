@@ -27,21 +27,23 @@ class Kernels:
         self._lowered: dict[Hashable, NativeKernel] = {}
         self._callers: set[str] = set()
 
-    def of(self, node: Node, often: bool = False, packed: Mapping[int, Reads] = MappingProxyType({})) -> NativeKernel:
+    def of(
+        self, node: Node, often: bool = False, packed: Mapping[int, Reads] = MappingProxyType({}), alone: bool = False
+    ) -> NativeKernel:
         """The kernel of a fused node, with the function's name that equal kernels share.
 
         Args:
             often: whether it runs again and again at once, so that threads are awake when it does.
             packed: how it may read operands, by their positions.
+            alone: whether one thread runs it while others run the same.
         """
         body = node.attrs["body"]
-        key = (often, *sorted(packed.items()), _structure(body))
+        key = (often, alone, *sorted(packed.items()), _structure(body))
         kernel = self._lowered.get(key)
         if kernel is None:
             kernel = lower(body, _kernel_name(body), self.target)
-            if often and isinstance(kernel, Gemm | Joined):
-                kernel = kernel.shared_while_awake()
             if isinstance(kernel, (Gemm, Joined)):
+                kernel = kernel.not_shared() if alone else kernel.shared_while_awake() if often else kernel
                 kernel = kernel.reading(packed)
             kernel = self._lowered[key] = self._share(kernel)
         return kernel

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from graphkb.codegen.builder import Builder, Value
-from graphkb.codegen.calls import Place, Writer
-from graphkb.codegen.control_calls import Arguments, ControlCall, Items, Plan, indented
+from graphkb.codegen.calls import Writer
+from graphkb.codegen.control_calls import Arguments, ControlCall, Items, PartWriter, Plan, indented
 from graphkb.codegen.emit_values import Sizes
 from graphkb.codegen.loops import NativeKernel
 from graphkb.codegen.threads import parallel_region
@@ -100,6 +100,10 @@ class LoopCall(ControlCall):
     def stacks(self) -> list[int]:
         """The results that the body writes slice by slice."""
         return [i for i in range(len(self.states), len(self.items)) if self.slots[i] is not None]
+
+    @property
+    def runs_at_once(self) -> bool:
+        return bool(self.parts)
 
     def state_type(self, state: int, place: int) -> TensorType:
         """The type of a state in one of the bodies."""
@@ -197,23 +201,6 @@ def _trails(body: Graph, states: int, taken: Sequence[int]) -> dict[int, int]:
     return trails
 
 
-class _PartWriter(Writer):
-    """The open function of a parallel region, which is told where everything lies."""
-
-    def __init__(self, b: Builder, sizes: Sizes, told: Sequence[Value], places: Mapping[Node, Value]) -> None:
-        super().__init__(b, sizes, told)
-        self._places = places
-
-    def address_of(self, node: Node) -> Value:
-        return self._places[node]
-
-    def address(self, place: Place) -> Value:
-        raise AssertionError(f"{place} is unknown in a parallel region")
-
-    def share(self, name: str, parts: Sequence[Callable[[Writer], None]]) -> None:
-        raise AssertionError("threads share the batch already")
-
-
 class _Batch:
     """The parts of one loop in the open function."""
 
@@ -263,7 +250,7 @@ class _Batch:
         into = {i: moved(next(values), whole.outputs[i].type) for i in self.targets}
         places = {leaf: next(values) for leaf in self.leaves}
         told = list(values)
-        w = _PartWriter(b, Sizes(b, dict(zip(self.w.sizes.symbols, told))), told, places)
+        w = PartWriter(b, Sizes(b, dict(zip(self.w.sizes.symbols, told))), told, places)
         _Loop(call, place, w, scratch, given, into).run(function)
 
 

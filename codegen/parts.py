@@ -84,6 +84,10 @@ class Joined:
         """The same kernel for threads that are awake already, which pays for less work."""
         return replace(self, parts=tuple([p.shared_while_awake() if isinstance(p, Gemm) else p for p in self.parts]))
 
+    def not_shared(self) -> Joined:
+        """The same kernel for one thread, as far as its products go."""
+        return replace(self, parts=tuple([p.not_shared() if isinstance(p, Gemm) else p for p in self.parts]))
+
     def reading(self, packed: Mapping[int, Reads]) -> Joined:
         """The same kernel, which takes packed operands in the place of some buffers, as far as that helps."""
         parts = [part.reading(packed) if isinstance(part, Gemm) else part for part in self.parts]

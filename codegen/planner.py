@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 from graphkb.codegen.call_groups import CallGroup
 from graphkb.codegen.calls import Call, Place
+from graphkb.codegen.chain_calls import ChainCall
 from graphkb.codegen.control_calls import BranchCall
 from graphkb.codegen.kernels import Kernels
 from graphkb.codegen.loop_calls import LoopCall
@@ -26,6 +27,11 @@ from graphkb.passes.plan_memory import Request, plan_memory
 _LIVELY = 24_000_000
 # And of a kernel that threads share by itself.
 _LONG = 16_000_000
+_CONTROL: Mapping[str, type[LoopCall] | type[BranchCall] | type[ChainCall]] = {
+    "scan": LoopCall,
+    "cond": BranchCall,
+    "chain": ChainCall,
+}
 
 
 def make_program(graph: Graph, target: Target, cells: bool = False, packs: bool = False) -> Program:
@@ -88,12 +94,11 @@ class _Planner:
         """What computes a node; the leaves of bodies become bound like those of the graph."""
         operands = tuple(map(base_of, node.inputs))
         if node.op.kind == "fused":
-            kernel = self.program.kernels.of(node, self.program.often, self._packed(operands))
+            kernel = self.program.kernels.of(node, self.program.often, self._packed(operands), self.program.alone)
             packed = tuple([self._pack(operands[position], layout) for position, layout in kernel.packed])
             return Call(kernel, operands, results_of(node), packed=packed)
         taken = tuple([item if item in self.present else None for item in items(node)])
-        kind = LoopCall if node.op.name == "scan" else BranchCall
-        call = kind.make(node, operands, taken, self._body)
+        call = _CONTROL[node.op.name].make(node, operands, taken, self._body)
         for leaf in call.bound:
             if leaf not in self.places:
                 self.places[leaf] = Place("bound", len(self.program.bound))
@@ -168,9 +173,10 @@ class _Planner:
                 grouped.append(CallGroup(tuple([tuple([members[i] for i in part]) for part in parts])))
         return grouped
 
-    def _body(self, graph: Graph, often: bool) -> Program:
+    def _body(self, graph: Graph, often: bool, alone: bool = False) -> Program:
         """The program of a body."""
-        program = Program(graph, self.program.kernels, self.program.symbols, often or self.program.often)
+        often, alone = often or self.program.often, alone or self.program.alone
+        program = Program(graph, self.program.kernels, self.program.symbols, often, alone)
         _Planner(program).run()
         return program
 

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from graphkb.codegen.builder import Builder, Value, type_of
 from graphkb.codegen.call_groups import CallGroup
 from graphkb.codegen.calls import Call, Place, Writer, stop_if
+from graphkb.codegen.chain_calls import ChainCall
 from graphkb.codegen.control_calls import BranchCall, ControlCall
 from graphkb.codegen.emit import Sizes
 from graphkb.codegen.kernels import Kernels
@@ -29,7 +30,7 @@ from graphkb.passes.plan_memory import MemoryPlan
 _CHUNK = 64
 
 
-Step: TypeAlias = Call | CallGroup | LoopCall | BranchCall
+Step: TypeAlias = Call | CallGroup | LoopCall | BranchCall | ChainCall
 
 
 def is_alias(node: Node) -> bool:
@@ -81,6 +82,7 @@ class Program:
         graph: the fused graph.
         outer: the unknown sizes that the program around a body is told; None for a program that stands by itself.
         often: whether it holds many products or runs again and again at once, so that threads are awake when it does.
+        alone: whether each thread runs it by itself.
         calls: in the order in which they run.
         bound: the variables and constants that the caller hands over, after the inputs.
         packed: those whose packed copies the caller hands over, after these.
@@ -97,6 +99,7 @@ class Program:
     kernels: Kernels
     outer: tuple[Symbol, ...] | None = None
     often: bool = False
+    alone: bool = False
     calls: list[Step] = field(default_factory=list)
     bound: list[Node] = field(default_factory=list)
     packed: list[Packing] = field(default_factory=list)
@@ -119,7 +122,7 @@ class Program:
         return [call for call in self.calls if isinstance(call, CallGroup)]
 
     @property
-    def single_calls(self) -> Iterator[Call | LoopCall | BranchCall]:
+    def single_calls(self) -> Iterator[Call | LoopCall | BranchCall | ChainCall]:
         """The calls, those of groups one by one."""
         for call in self.calls:
             if isinstance(call, CallGroup):

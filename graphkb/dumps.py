@@ -95,11 +95,10 @@ def stage_names() -> list[str]:
 
 def pass_names() -> list[str]:
     """The passes of the pipeline; one that runs again has a number: `simplify`, `simplify.2`."""
-    from graphkb.passes.fuse import Fuse
-    from graphkb.passes.pipeline import PIPELINE
+    from graphkb.passes.pipeline import FUSION, PIPELINE
 
     names: list[str] = []
-    for step in (*PIPELINE, Fuse()):
+    for step in (*PIPELINE, *FUSION):
         names.append(unique(step.name, names))
     return names
 
@@ -111,15 +110,14 @@ def collect_stages(graph: Graph, fastmath: bool = False) -> list[tuple[str, Grap
         graph: as a user builds it; sizes may be unknown.
         fastmath: as the option of that name.
     """
-    from graphkb.passes.fuse import Fuse
-    from graphkb.passes.pipeline import Pass, graph_passes, optimize
+    from graphkb.passes.pipeline import FUSION, Pass, graph_passes, optimize
 
     stages = [("raw", graph)]
 
     def observe(step: Pass, before: Graph, after: Graph, seconds: float) -> None:
         stages.append((unique(step.name, [known for known, _ in stages]), after))
 
-    stages.append(("optimized", optimize(graph, (*graph_passes(fastmath), Fuse()), observe)))
+    stages.append(("optimized", optimize(graph, (*graph_passes(fastmath), *FUSION), observe)))
     return stages
 
 

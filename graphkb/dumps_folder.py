@@ -51,7 +51,9 @@ class FolderDump:
         """Write the graph as it runs, what comes after it, the report, and a picture."""
         running = made.plan.fused
         if running is not made.plan.graph:
-            self.graph("fuse", running)
+            from graphkb.passes.pipeline import FUSION, optimize
+
+            optimize(made.plan.graph, FUSION, self.observe)
         for stage, file in CODE_STAGES.items():
             self._put(file, partial(code_text, made, stage))
         self._put("report.txt", lambda: str(made.plan.report()))

@@ -10,6 +10,7 @@ from typing import Protocol
 from graphkb.ir.graph import Graph
 from graphkb.ir.record import record
 from graphkb.ir.verify import verify
+from graphkb.passes.chain_kernels import ChainKernels
 from graphkb.passes.crop_convolutions import CropConvolutions
 from graphkb.passes.eliminate_dead import EliminateDead
 from graphkb.passes.fold_constants import FoldConstants
@@ -73,7 +74,10 @@ def graph_passes(fastmath: bool = False) -> Pipeline:
 PIPELINE: Pipeline = graph_passes()
 
 # After PIPELINE, where code is generated; it hides nodes from the rules.
-FUSION: Pipeline = (Fuse(),)
+FUSION: Pipeline = (
+    Fuse(),
+    ChainKernels(),  # it takes kernels as they are
+)
 
 
 def optimize(graph: Graph, pipeline: Sequence[Pass] = PIPELINE, observer: Observer | None = None) -> Graph:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from graphkb.ir.graph import Graph
@@ -65,6 +65,44 @@ def split_body(body: Graph, states: int, sequences: int, count: int) -> SplitBod
     finally:
         set_override(previous)
     return None
+
+
+def splits(node: Node, axes: Sequence[int | None], batch: int) -> bool:
+    """Whether every sample of a kernel's results depends on that sample of its operands alone, and lies along axis 0.
+
+    Args:
+        node: a fused node.
+        axes: along which axis of each operand the samples lie; None where it is the same for all of them.
+        batch: how many samples there are.
+    """
+    body: Graph = node.attrs["body"]
+    if any(inner.op.name == "guard" for inner in body.nodes):
+        return False
+    previous = set_override(None)
+    try:
+        splitter = _Splitter(batch, 1)
+        splitter.graph(body, dict(zip(body.inputs, axes)), first=False)
+        return {splitter.axes[out] for out in body.outputs} == {0}
+    except _DependError:
+        return False
+    finally:
+        set_override(previous)
+
+
+def split_samples(body: Graph, varying: Collection[int], count: int) -> Graph:
+    """The body of a chain for `count` samples.
+
+    Args:
+        body: for all samples of a batch.
+        varying: the places of the parameters that have the samples as their first axis.
+    """
+    batch = body.outputs[0].shape[0]
+    assert isinstance(batch, int)
+    previous = set_override(None)
+    try:
+        return _Splitter(batch, count).graph(body, {p: 0 if i in varying else None for i, p in enumerate(body.inputs)})
+    finally:
+        set_override(previous)
 
 
 class _DependError(Exception):
@@ -306,6 +344,13 @@ def _pad(s: _Splitter, node: Node, axes: Sequence[int | None]) -> tuple[int, _At
     return axis, {**attrs, "shape": s.cut(attrs["shape"], axis)}
 
 
+def _interleave(s: _Splitter, node: Node, axes: Sequence[int | None]) -> tuple[int, _Attrs]:
+    axis, attrs = _only(axes), node.attrs
+    if attrs["steps"][axis] != 1 or None in axes:
+        raise _DependError
+    return axis, {**attrs, "shape": s.cut(attrs["shape"], axis)}
+
+
 def _gather(s: _Splitter, node: Node, axes: Sequence[int | None]) -> tuple[int, _Attrs]:
     taken = node.attrs["axis"]
     if axes[0] is None and axes[1] is not None:
@@ -320,6 +365,7 @@ _RULES: dict[str, _Rule] = {
     "conv": _conv,
     "window_sum": _window,
     "window_max": _window,
+    "window_argmax": _window,
     **dict.fromkeys(("sum", "prod", "max", "min", "any", "all"), _reduction),
     "argmax": _search,
     "argmin": _search,
@@ -332,7 +378,8 @@ _RULES: dict[str, _Rule] = {
     "pad": _pad,
     "pad_value": _pad,
     "concatenate": _along,
+    "interleave": _interleave,
     "gather": _gather,
 }
 
-__all__ = ["SplitBody", "split_body"]
+__all__ = ["SplitBody", "split_body", "split_samples", "splits"]

@@ -2,6 +2,7 @@
 
 from graphkb.ir.op import all_ops
 from graphkb.ops import (
+    chain,
     control,
     conv,
     ctc,
@@ -23,6 +24,7 @@ BUILT_IN = frozenset(all_ops())
 
 __all__ = [
     "BUILT_IN",
+    "chain",
     "control",
     "conv",
     "ctc",

@@ -54,8 +54,8 @@ def items(x: Node) -> tuple[Node, ...]:
 
 
 def is_control(node: Node) -> bool:
-    """Whether a node is a loop or a branch."""
-    return node.op is SCAN or node.op is COND
+    """Whether a node has bodies that run as steps of their own: a loop, a branch, or a chain of kernels."""
+    return node.op.kind == "control" and node.op is not ITEM
 
 
 # ---------------------------------------------------------------------------------------------- types

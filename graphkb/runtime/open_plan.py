@@ -77,10 +77,10 @@ def make_open_plan(graph: Graph, options: Options, opened: OpenProgram) -> OpenP
     if reason := obstacle(options):
         raise OpenSizeError(reason)
     from graphkb.codegen.program import interpreted_nodes
-    from graphkb.passes.fuse import Fuse
+    from graphkb.passes.pipeline import FUSION, optimize
     from graphkb.runtime.kernel_cache import find_target
 
-    fused = Fuse().apply(graph)
+    fused = optimize(graph, FUSION)
     if found := interpreted_nodes(fused):
         names = ", ".join(dict.fromkeys(node.op.name for node in found))
         raise OpenSizeError(f"there is no kernel for {names}")

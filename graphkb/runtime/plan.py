@@ -416,11 +416,11 @@ def make_plan(graph: Graph, options: Options) -> Plan:
     if reason := obstacle(options):
         return Plan(graph, reason)
     from graphkb.codegen.program import interpreted_nodes
-    from graphkb.passes.fuse import Fuse
+    from graphkb.passes.pipeline import FUSION, optimize
     from graphkb.runtime.kernel_cache import find_target
 
     target = find_target(options)
-    fused = Fuse().apply(graph)
+    fused = optimize(graph, FUSION)
     if not interpreted_nodes(fused):
         return NativePlan(graph, fused, target, options)
     if any(node.op.kind == "fused" or is_control(node) for node in fused.nodes):

@@ -215,7 +215,6 @@ def _profile_native(
 ) -> tuple[float, int, list[ProfileStep]]:
     from graphkb.codegen.call_groups import CallGroup
     from graphkb.codegen.calls import Call
-    from graphkb.codegen.loop_calls import LoopCall
     from graphkb.codegen.timing import NOW_SYMBOL, TICKS_SYMBOL
     from graphkb.runtime.native_call import NativeEntry, run_context
 
@@ -261,7 +260,7 @@ def _profile_native(
         depth = len(path) // 2  # step 3 is (3,), in its body 0 step 1 is (3, 0, 1)
         step = ProfileStep(label, True, float(seconds), int(often), flops, nbytes, depth, shown, lines)
         steps.append((path, step))
-        if isinstance(call, CallGroup) or (isinstance(call, LoopCall) and call.parts):
+        if isinstance(call, CallGroup) or (not isinstance(call, Call) and call.runs_at_once):
             shared.append(path)
     for path in shared:
         _count_once(path, steps)
