@@ -36,7 +36,7 @@ from graphkb.runtime.function import Function
 CONTRACTS = all_contracts()
 BY_NAME = {c.op: c for c in CONTRACTS}
 # Values come from the caller, bodies are programs, guards stand before kernels only: other tests hold these.
-WITHOUT_CONTRACT = {"placeholder", "fused", "guard"}
+WITHOUT_CONTRACT = {"placeholder", "fused", "chain", "guard"}
 # Attributes that hold sizes, and may be symbolic.
 SIZE_ATTRS = {"shape", "sizes", "size", "dim"}
 
