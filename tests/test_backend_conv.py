@@ -177,6 +177,18 @@ def test_output_shapes_of_transposed_convolutions():
 
 
 # ---------------------------------------------------------------------------------------------- by channel
+def test_each_depthwise_kernel_has_a_channel_of_its_own():
+    x = K.placeholder((2, 9, 8, 4))
+    y = K.depthwise_conv2d(x, K.variable(RNG.normal(size=(3, 2, 4, 3))))
+    (node,) = [n for n in K.function([x], [y]).definition.nodes if n.op.name == "conv"]
+    assert [n.shape[-2:] for n in node.inputs] == [(12, 1), (1, 1)]
+    # A single channel meets all of its kernels at once: that is a plain convolution.
+    x = K.placeholder((2, 9, 8, 1))
+    y = K.depthwise_conv2d(x, K.variable(RNG.normal(size=(3, 2, 1, 3))))
+    (node,) = [n for n in K.function([x], [y]).definition.nodes if n.op.name == "conv"]
+    assert [n.shape[-2:] for n in node.inputs] == [(1, 1), (1, 3)]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("multiplier", [1, 3])
 @pytest.mark.parametrize(

@@ -328,6 +328,13 @@ def _by_channel(what: str, x: Node, kernel: Node, padding: str, strides: Sizes, 
     """Each channel of a tensor, channels last, convolved with its own kernels; their results stand side by side."""
     n = len(strides)
     _check_channels(what, x, kernel.shape[-2], kernel)
+    channels, multiplier = kernel.shape[n:]
+    several = isinstance(channels, int) and isinstance(multiplier, int) and min(channels, multiplier) > 1
+    if several and x.shape[-1] == channels:
+        # Vectors run along channels, so each kernel gets a channel of its own.
+        spread = shape.broadcast_to(shape.expand_dims(x, x.ndim), (*x.shape, multiplier))
+        x = shape.reshape(spread, (*x.shape[:-1], channels * multiplier))
+        kernel = shape.reshape(kernel, (*kernel.shape[:n], channels * multiplier, 1))
     a = _padded(what, x, kernel.shape[:n], padding, strides, dilations)
     groups = shape.expand_dims(a, a.ndim)
     y = conv_ops.conv(groups, shape.expand_dims(kernel, n + 1), strides, dilations)
