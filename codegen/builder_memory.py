@@ -48,12 +48,12 @@ class Memory(Division):
         place = f"ptr {address.name}, align {self._align(value.dtype, align)}{tail}"
         self.line(f"store {type_of(held)} {held.name}, {place}")
 
-    def prefetch(self, address: Value) -> None:
-        """Ask for a line of memory, which may not exist: it will soon be read."""
+    def prefetch(self, address: Value, to_write: bool = False) -> None:
+        """Ask for a line of memory, which may not exist: it will soon be read, or written."""
         name = "llvm.prefetch.p0"
         self.declare(name, f"declare void @{name}(ptr, i32 immarg, i32 immarg, i32 immarg)")
         # To the second cache: the first is small, and what is read meanwhile would push it out.
-        self.line(f"call void @{name}(ptr {address.name}, i32 0, i32 2, i32 1)")
+        self.line(f"call void @{name}(ptr {address.name}, i32 {int(to_write)}, i32 2, i32 1)")
 
     def as_bool(self, byte: Value) -> Value:
         """Bools from the bytes that hold them in memory."""

@@ -16,7 +16,7 @@ from graphkb.codegen.loops import Var
 from graphkb.codegen.threads import parallel_region
 from graphkb.ir.dims import product
 
-# So few rows of B are not worth asking for those behind them.
+# While so few rows of B are at work, nothing that is asked for arrives.
 _FEW_ROWS = 16
 # A matrix of so many bytes that passes by comes from beyond the second-level caches; asking for nearer ones costs time.
 _FAR = 1 << 22
@@ -297,7 +297,8 @@ class _Product(Operands):
         direct = direct and not (group.clamped and t.dots and not t.masks)
         c, pitch = self._place(row, panel) if direct else self._set_aside(row, panel)
         add = self.math.select(block.first, 0, 1)
-        self._multiply(panel, group, block, (a, source, c), (*strides, pitch), add, rows, at)
+        asks = direct and self._asks_for_c()
+        self._multiply(panel, group, block, (a, source, c), (*strides, pitch), add, rows, at, asks)
         if direct:
             return
 
@@ -326,6 +327,7 @@ class _Product(Operands):
         add: Size,
         rows: Size,
         at: Size,
+        asks: bool,
     ) -> None:
         """Call the micro-kernel of a tile."""
         kernel, t = self.kernel, self.t
@@ -355,6 +357,7 @@ class _Product(Operands):
             inner=len(kernel.inner),
             apart=kernel.summed_apart,
             ahead=0 if copied and kernel.reads_b == "plain" else self._lines_ahead(panel),
+            asks=asks and panel.lanes > 1,
         )
         a_row, a_k, b_k, c_row = map(value, strides)
         inner = [
@@ -369,6 +372,11 @@ class _Product(Operands):
         micro.call(self.b, addresses, length, (a_row, a_k, b_k, c_row), value(add), columns, left, inner, ahead)
 
     # ------------------------------------------------------------------ what is read next
+    def _asks_for_c(self) -> bool:
+        """Whether the sums of a tile take so long that C may come from memory meanwhile."""
+        rows = product((self.kernel.k.extent, *[v.extent for v in self.kernel.inner]))
+        return not isinstance(rows, int) or rows >= _FEW_ROWS
+
     def _lines_ahead(self, panel: Panel) -> int:
         """How many cache lines of a later block of B a tile asks for beside each row, so that all tiles ask for all."""
         kernel, t = self.kernel, self.t

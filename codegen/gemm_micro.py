@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from graphkb.codegen.builder import Builder, Value, type_of
+from graphkb.codegen.builder import ITEM_SIZES, Builder, Value, type_of
+from graphkb.codegen.gemm_tiling import LINE
 from graphkb.ir.record import record
 
 # So many independent sums hide the latency of a multiply-add.
@@ -32,6 +33,7 @@ class Micro:
         inner: contracted axes outside K, run through with the sums in registers.
         apart: which of them adds up each round on its own first; -1 for none.
         ahead: cache lines of later rows of B that are asked for beside each row.
+        asks: the lines of C are asked for before the sums begin.
     """
 
     dtype: str
@@ -47,10 +49,11 @@ class Micro:
     inner: int = 0
     apart: int = -1
     ahead: int = 0
+    asks: bool = False
 
     @property
     def name(self) -> str:
-        flags = (("a", self.adds), ("m", self.masked), ("c", self.clamped), ("s", self.scattered))
+        flags = (("a", self.adds), ("m", self.masked), ("c", self.clamped), ("s", self.scattered), ("w", self.asks))
         notes = "".join(note for note, on in flags if on)
         notes += f"h{self.ahead}" * (self.ahead > 0)
         notes += f"i{self.inner}" * (self.inner > 0) + f"p{self.apart}" * (self.apart >= 0)
@@ -133,6 +136,8 @@ class _Writer:
         count = micro.rows * micro.vectors
         zeros = [b.const(0, micro.dtype, micro.lanes)] * count
         corners, offsets = self._offsets()
+        if micro.asks:
+            self._ask()
 
         def step(_: Value, *state: Value) -> list[Value]:
             at_a, at_b, after = list(state[: len(corners)]), state[len(corners)], list(state[len(corners) + 1 :])
@@ -177,6 +182,14 @@ class _Writer:
             return
         more = b.icmp("ne", self.add, begin)
         b.branch(more, lambda: self._store(sums, add=True), lambda: self._store(sums, add=False), hint="add")
+
+    def _ask(self) -> None:
+        """Ask for the lines of C, which will be written when all products are summed."""
+        b, micro = self.b, self.micro
+        for i in range(micro.rows):
+            row = b.gep(self.at_c, b.imul(b.const(i, "int64"), self.c_row), micro.dtype) if i else self.at_c
+            for offset in range(0, micro.vectors * micro.lanes * ITEM_SIZES[micro.dtype], LINE):
+                b.prefetch(b.byte_offset(row, b.const(offset, "int64")) if offset else row, to_write=True)
 
     def _offsets(self) -> tuple[list[Value], list[Value]]:
         """Addresses of some rows of A, and how far others lie behind each: few enough of both for the registers."""

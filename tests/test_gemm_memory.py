@@ -57,13 +57,22 @@ def test_rows_that_lie_apart_meet_a_large_matrix() -> None:
     ],
 )
 def test_rows_of_blocks_to_come_are_asked_for(size: tuple[int, int, int], asked: bool) -> None:
-    m, k, n = size
+    assert ("i32 0, i32 2, i32 1)" in prefetches(*size)) is asked
+
+
+@pytest.mark.parametrize(("size", "asked"), [((32, 784, 512), True), ((6, 64, 64), True), ((32, 8, 512), False)])
+def test_results_of_long_sums_are_asked_for(size: tuple[int, int, int], asked: bool) -> None:
+    assert ("i32 1, i32 2, i32 1)" in prefetches(*size)) is asked
+
+
+def prefetches(m: int, k: int, n: int) -> str:
+    """The lines in which the code of a product of matrices asks for memory."""
     x, w = placeholder((m, k), "float32", "x"), placeholder((k, n), "float32", "w")
     target = named_target("x86-64-v4")
     program = make_program(Fuse().apply(Graph((x, w), (linalg.dot(x, w, (), (), (1,), (0,)),))), target)
     b = Builder(target)
     program.emit(b, "run")
-    assert ("call void @llvm.prefetch" in b.module()) is asked
+    return "\n".join([line for line in b.module().splitlines() if "call void @llvm.prefetch" in line])
 
 
 def dense(m: int, k: int, n: int) -> Gemm:
