@@ -185,7 +185,8 @@ class _Groups:
             return x.op.name in PADS and is_squeeze(node) and is_around(x) and all(slides_over(u, node) for u in users)
         if node.op.name not in PADS or not is_around(node) or is_inline_leaf(node.inputs[0]):
             return False
-        return all(user in self.edges or slides_over(user, node) for user in users)
+        # Padding around padding stands in memory.
+        return all((user in self.edges and user.op.name == "reshape") or slides_over(user, node) for user in users)
 
     def _is_operand_view(self, node: Node) -> bool:
         """Whether products read memory through a view as well as they would read a copy."""

@@ -142,6 +142,22 @@ def test_native_equals_interpreted():
         np.testing.assert_allclose(native, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["max", "avg"])
+def test_windows_over_padding_within_padding(mode):
+    def pooled(x, strides):
+        return K.pool2d(K.spatial_2d_padding(x, ((1, 0), (0, 2))), (2, 3), strides, "same", pool_mode=mode)
+
+    a = RNG.normal(size=(2, 7, 6, 3)).astype("float32")
+    padded = np.pad(a, ((0, 0), (1, 0), (0, 2), (0, 0)))
+    for strides in ((1, 1), (1, 2)):
+        with graphkb.options(mode="native"):
+            result = run(lambda x, strides=strides: pooled(x, strides), a)
+        np.testing.assert_allclose(
+            result, pool(padded, (2, 3), strides, "same", LAYOUTS[0], mode), rtol=1e-5, atol=1e-6
+        )
+    check_gradients(lambda x: pooled(x, (1, 2)), a[:1])
+
+
 def test_errors():
     x = K.placeholder((None, 5, 6, 3))
     with pytest.raises(ValueError, match=r"^pool2d: expected the padding 'valid' or 'same', not 'twice'$"):
