@@ -16,7 +16,8 @@ from test_random_programs import budget, roots_of
 import graphkb
 from graphkb import backend as K
 from graphkb.ir.graph import Graph
-from graphkb.ir.node import Node
+from graphkb.ir.node import Node, make
+from graphkb.ir.op import define
 from graphkb.ir.verify import verify
 from graphkb.passes import chain_kernels
 from graphkb.passes.chain_kernels import ChainKernels
@@ -205,6 +206,18 @@ def test_dumps_profiles_and_reports_show_the_parts() -> None:
     first, *inside = f.profile(values).steps
     assert (first.name, first.calls, [step.calls for step in inside]) == ("chain", 1, [32, 32, 32])
     assert 0 < sum(step.seconds for step in inside) <= first.seconds * 1.0001
+
+
+def test_beside_what_has_no_kernel() -> None:
+    odd = define("test_without_kernel", infer=lambda x: x, numpy=lambda x: np.sort(x, axis=-1))
+    y, _ = classifier(x := K.placeholder((32, 28, 28, 8)), 32)
+    (result,) = (definition := K.function([x], [y]).definition).outputs
+    graph = Graph(definition.inputs, (make(odd, (result,), {}), result))
+    feeds = [normal(32, 28, 28, 8)]
+    f = Function(graph, options={"mode": "native"})
+    for actual, expected in zip(f(feeds), interpret(graph, feeds), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+    assert [(step.name, step.native) for step in f.profile(feeds).steps] == [("chain", True), (odd.name, False)]
 
 
 @pytest.mark.parametrize("threads", ["none", "hook", "pool"])

@@ -278,6 +278,10 @@ class MixedPlan(Plan):
         """The name of the kernel of a fused node."""
         return self._kernels.of(node).name
 
+    def is_native(self, node: Node) -> bool:
+        """Whether a step is machine code as a whole."""
+        return node.op.kind == "fused" or node in self._controls
+
     def _inner(self) -> Iterator[Plan]:
         """The plans of loops, branches and bodies."""
         yield from self._controls.values()

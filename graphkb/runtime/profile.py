@@ -305,8 +305,10 @@ def _profile_python(plan: Plan, inputs: Sequence[Array]) -> tuple[float, int, li
     for node in plan.fused.nodes:
         if node in times and node.op.name not in ("reshape", "item"):
             flops, nbytes = estimate(node)
-            native = node.op.kind == "fused"
-            label = plan.kernel_name(node) if isinstance(plan, MixedPlan) and native else node.op.name
+            native, label = False, node.op.name
+            if isinstance(plan, MixedPlan):
+                native = plan.is_native(node)
+                label = plan.kernel_name(node) if node.op.kind == "fused" else label
             spent = statistics.mean([times[node][i] for i in fast])
             lines = origin_lines([node])
             steps.append(ProfileStep(label, native, spent, 1, flops, nbytes, 0, result_type(node), lines))
