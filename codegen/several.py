@@ -91,7 +91,8 @@ def lower_rows(body: Graph, named: dict[Node, Buffer], out: Buffer, target: Targ
     core = next(n for n in body.nodes if n.op.name in REDUCTIONS)
     columns = core.inputs[0].shape[-1]
     (root,) = body.outputs
-    full = columns != 1 and root.type.size == core.inputs[0].type.size
+    # Sizes alone do not tell: all empty arrays have the same.
+    full = columns != 1 and root.shape[-1:] == (columns,) and root.type.size == core.inputs[0].type.size
     shape = root.shape if full else (*[n for n in root.shape if n != 1], columns)
     space = _read(body, named, [out], shape, (len(shape) - 1,))
     space.collapse()

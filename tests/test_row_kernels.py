@@ -98,6 +98,16 @@ def test_several_sums_of_one_row_over_all_axes(dims: tuple[int, ...]) -> None:
         assert f([np.full(dims, scale)])[0] == np.prod(dims)
 
 
+@pytest.mark.parametrize("dims", [(0, 5), (0, 1), (2, 0, 3)])
+@pytest.mark.parametrize("keepdims", [True, False])
+def test_no_rows_at_all(dims: tuple[int, ...], keepdims: bool) -> None:
+    x = K.placeholder(dims)
+    with options(mode="native"):
+        f = K.function([x], [K.var(x, axis=-1, keepdims=keepdims)])
+    found = f([np.zeros(dims)])
+    assert found[0].shape == np.zeros(dims).sum(-1, keepdims=keepdims).shape
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_and_their_gradients_are_one_kernel(name: str) -> None:
     assert check(ROWS[name], (40, 100), "float32", "host", 2e-5) == 1
