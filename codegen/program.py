@@ -270,7 +270,7 @@ class _ProgramWriter(Writer):
             for at in range(len(parts)):
                 place, call = b.const(at, "int64"), f"call void @{name}.part{at}({operands})"
                 mine = b.and_(b.icmp("sle", begin, place), b.icmp("slt", place, end))
-                b.branch(mine, partial(b.line, call), _nothing)
+                b.branch(mine, partial(b.line, call))
 
         for at, write in enumerate(parts):
             b.outline(f"{name}.part{at}", params, partial(self._write, write))
@@ -285,7 +285,3 @@ class _ProgramWriter(Writer):
         if varying:
             pairs = [(self.address_of(p.leaf), self._argument(Place("packed", i))) for i, p in varying]
             stop_if(self.b, emit_due(self.b, pairs))
-
-
-def _nothing() -> None:
-    pass
